@@ -1,0 +1,33 @@
+# make serve   the server on http://127.0.0.1:8000, with everything it needs set up first
+# make test    everything that CI runs
+# make check   format, lint, types
+
+PYTHON ?= python3
+PIP_VERSION = 26.2
+BIN = .venv/bin
+
+.PHONY: serve test check format
+.DELETE_ON_ERROR:
+
+serve: .venv/serve.stamp
+	$(BIN)/python -m server $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/test.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet pip==$(PIP_VERSION)
+
+.venv/%.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --group $* --constraint constraints.txt
+	touch $@

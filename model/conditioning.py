@@ -1,0 +1,62 @@
+"""The prompts already encoded: a cache of conditionings, least recently used out first, bounded in bytes."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is encoded. The length is part of the result: T5's padding takes part in attention."""
+
+    text: str
+    max_sequence_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the transformer sees of a prompt.
+
+    `txt` is [max_sequence_length, width], T5's states after the transformer's text projection; `pooled` is
+    [pooled_width], CLIP's state at the end-of-text token. Both are in the transformer's dtype.
+    """
+
+    txt: Tensor
+    pooled: Tensor
+
+    @property
+    def size_bytes(self) -> int:
+        return self.txt.nbytes + self.pooled.nbytes
+
+
+class ConditioningCache:
+    """Counts its hits and misses. Not thread-safe: it belongs to the step loop."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._kept: OrderedDict[Prompt, Conditioning] = OrderedDict()
+
+    def get(self, prompt: Prompt) -> Conditioning | None:
+        """Return what was put for `prompt` and make it the last to leave."""
+        conditioning = self._kept.get(prompt)
+        if conditioning is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._kept.move_to_end(prompt)
+        return conditioning
+
+    def put(self, prompt: Prompt, conditioning: Conditioning) -> None:
+        """Keep `conditioning`, dropping the oldest ones beyond the bound; too large a one is not kept."""
+        if conditioning.size_bytes > self.limit_bytes:
+            return
+        replaced = self._kept.pop(prompt, None)
+        self.size_bytes += conditioning.size_bytes - (replaced.size_bytes if replaced else 0)
+        self._kept[prompt] = conditioning
+        while self.size_bytes > self.limit_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self.size_bytes -= dropped.size_bytes

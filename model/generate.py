@@ -1,0 +1,94 @@
+"""Make one picture without a server: `python -m model.generate "a prompt" -o out.png`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from model.checkpoint import CheckpointError
+from model.device import choose_device, choose_dtype, choose_numerics
+from model.pipeline import Pipeline
+from model.sampling import check_size
+
+EMBEDDED_MODEL = Path(__file__).resolve().parent / "tiny"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load, generate, save; a wrong argument or checkpoint is one line on stderr and status 2 or 3."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        pipeline = _load(options)
+    except CheckpointError as error:
+        print(f"weights rejected: {error}", file=sys.stderr)
+        return 3
+    width = options.width or pipeline.info.default_width
+    height = options.height or pipeline.info.default_height
+    try:
+        check_size(width=width, height=height)
+    except ValueError as error:
+        parser.error(str(error))
+    (pixels,) = pipeline.generate(
+        [options.prompt],
+        seeds=[options.seed],
+        width=width,
+        height=height,
+        steps=options.steps or pipeline.info.default_steps,
+        max_sequence_length=options.max_sequence_length or pipeline.info.default_sequence_length,
+        negative_prompt=options.negative_prompt,
+        guidance_scale=options.guidance_scale,
+    )
+    Image.fromarray(pixels).save(options.output)
+    print(f"{options.output}: {width}x{height}, seed {options.seed}, {pipeline.info.name}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m model.generate", description=__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="file to write")
+    parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="checkpoint folder or file")
+    parser.add_argument("--width", type=int, help="pixels, a multiple of 16")
+    parser.add_argument("--height", type=int, help="likewise; both default to the model's size")
+    parser.add_argument("--steps", type=_positive, help="default: 4 for schnell, 28 for dev weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-sequence-length", type=_positive, help="T5 tokens; default 256, dev 512")
+    parser.add_argument("--negative-prompt", default="")
+    parser.add_argument("--guidance-scale", type=float, default=0.0, help="above 1: classifier-free guidance")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
+    parser.add_argument("--numerics", default="auto", choices=["auto", "exact", "fast"])
+    parser.add_argument("--allow-pickle", action="store_true", help="load pickle files, weights only")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Pipeline:
+    device = choose_device(options.device)
+    with tqdm(total=1, unit="B", unit_scale=True, desc="loading", disable=None, leave=False) as bar:
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            bar.total = total_bytes
+            bar.update(done_bytes - bar.n)
+
+        return Pipeline.load(
+            options.model,
+            device=device,
+            dtype=choose_dtype(options.dtype, device),
+            numerics=choose_numerics(options.numerics, device),
+            allow_pickle=options.allow_pickle,
+            progress=progress,
+        )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

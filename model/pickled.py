@@ -1,0 +1,56 @@
+"""Pickle checkpoints, for those who have nothing else: the only place that calls torch.load.
+
+Opened only where `--allow-pickle` was given, and with `weights_only=True`: PyTorch then builds tensors and
+refuses everything else.
+"""
+
+import pickle  # noqa: TID251 - only for the type of the error that torch.load raises
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from model.safetensors_file import CheckpointError, Reader, StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
+class PickledFile:
+    """The tensors of a state dict; `metadata` is always empty."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+    state: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Load a state dict, flat or under `state_dict`; raises `CheckpointError` for anything else."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path}: is not a pickle of tensors: {reason}") from None
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+        if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+            raise CheckpointError(f"{path}: is not a dictionary of tensors")
+        state = {str(name): tensor.contiguous() for name, tensor in content.items()}
+        tensors = {
+            name: StoredTensor(name, tensor.dtype, tuple(tensor.shape), 0, tensor.nbytes)
+            for name, tensor in state.items()
+        }
+        return cls(path=path, tensors=tensors, metadata={}, state=state)
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """The tensors are in memory already."""
+        yield self
+
+    def read_into(self, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of `tensor` from `offset` on."""
+        stored = self.state[tensor.name].flatten().view(torch.uint8).numpy()
+        buffer[:] = stored.data[offset : offset + len(buffer)]

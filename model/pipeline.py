@@ -1,0 +1,332 @@
+"""From prompt to pixels on one device: encode, denoise step by step, decode. No HTTP, no queue, no clock.
+
+The worker calls the three stages as its batcher plans them; scripts and tests call `generate`. Samples of
+different sizes, step counts and timesteps share a step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers.models.clip.modeling_clip import CLIPTextModel
+from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+from kernels import reference as ops
+from model.autoencoder import Autoencoder
+from model.checkpoint import combined_digest, load_into, open_checkpoint
+from model.conditioning import Conditioning, ConditioningCache, Prompt
+from model.config import ScheduleConfig
+from model.layout import Layout, Numerics, Shape
+from model.sampling import PIXELS_PER_PATCH, draw_noise, schedule_sigmas, unpack
+from model.text import T5, Clip, load_tokenizers
+from model.transformer import Transformer
+
+DEFAULT_GUIDANCE = 3.5  # of guidance-distilled weights
+RECENT_LAYOUTS = 64
+
+Pixels = npt.NDArray[np.uint8]  # [height, width, 3]
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineInfo:
+    """What was loaded, and the defaults that belong to it."""
+
+    name: str
+    digest: str
+    device: str
+    dtype: str
+    numerics: str
+    guidance_embed: bool
+    default_width: int
+    default_height: int
+    default_steps: int
+    default_sequence_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One conditioning of one sample: text rows [txt_rows, width], modulation vectors [steps, ...]."""
+
+    txt: Tensor
+    modulation: Tensor
+
+
+@dataclass(slots=True)
+class Sample:
+    """One picture on its way. `latents` are packed, [tokens, 64], float32, noise at the start.
+
+    With classifier-free guidance `passes` has two entries, the prompt and the negative prompt.
+    """
+
+    width: int
+    height: int
+    sigmas: tuple[float, ...]
+    guidance_scale: float
+    passes: tuple[Pass, ...]
+    latents: Tensor
+    step: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.step == len(self.sigmas) - 1
+
+
+class Pipeline:
+    """The loaded model. Not thread-safe: one step loop drives it."""
+
+    def __init__(
+        self,
+        *,
+        info: PipelineInfo,
+        transformer: Transformer,
+        autoencoder: Autoencoder,
+        clip: Clip,
+        t5: T5,
+        schedule: ScheduleConfig,
+        conditioning_cache_bytes: int,
+    ) -> None:
+        self.info = info
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.clip = clip
+        self.t5 = t5
+        self.schedule = schedule
+        self.conditioning = ConditioningCache(conditioning_cache_bytes)
+        self.device = transformer.img_in.weight.device
+        self.dtype = transformer.img_in.weight.dtype
+        self.numerics = Numerics(info.numerics)
+        self._layout = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_layout)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        numerics: Numerics,
+        conditioning_cache_bytes: int = 256 << 20,
+        allow_pickle: bool = False,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Load a checkpoint in any published layout; raises `CheckpointError` for what is not whole.
+
+        T5 overflows in float16, so the text encoders then run in bfloat16.
+        """
+        checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
+        text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+        with torch.device("meta"):
+            transformer = Transformer(checkpoint.transformer_config)
+            autoencoder = Autoencoder(checkpoint.autoencoder_config)
+            clip_model = CLIPTextModel(checkpoint.clip_config)
+            t5_model = T5EncoderModel(checkpoint.t5_config)
+
+        done_bytes = 0
+
+        def advance(count: int) -> None:
+            nonlocal done_bytes
+            done_bytes += count
+            if progress is not None:
+                progress(done_bytes, checkpoint.size_bytes)
+
+        digests = [
+            load_into(module.eval(), component, device=device, dtype=module_dtype, progress=advance)
+            for module, component, module_dtype in (
+                (transformer, checkpoint.transformer, dtype),
+                (autoencoder, checkpoint.autoencoder, dtype),
+                (clip_model, checkpoint.clip, text_dtype),
+                (t5_model, checkpoint.t5, text_dtype),
+            )
+        ]
+        clip_tokenizer, t5_tokenizer = load_tokenizers(checkpoint.clip_tokenizer, checkpoint.t5_tokenizer)
+        guidance_embed = checkpoint.transformer_config.guidance_embed
+        return cls(
+            info=PipelineInfo(
+                name=checkpoint.name,
+                digest=combined_digest(digests),
+                device=str(device),
+                dtype=str(dtype).removeprefix("torch."),
+                numerics=numerics.value,
+                guidance_embed=guidance_embed,
+                default_width=checkpoint.autoencoder_config.sample_size,
+                default_height=checkpoint.autoencoder_config.sample_size,
+                default_steps=28 if guidance_embed else 4,
+                default_sequence_length=512 if guidance_embed else 256,
+            ),
+            transformer=transformer,
+            autoencoder=autoencoder,
+            clip=Clip(clip_model, clip_tokenizer),
+            t5=T5(t5_model, t5_tokenizer),
+            schedule=checkpoint.schedule,
+            conditioning_cache_bytes=conditioning_cache_bytes,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        width: int,
+        height: int,
+        steps: int,
+        max_sequence_length: int,
+        negative_prompt: str = "",
+        guidance_scale: float = 0.0,
+    ) -> list[Pixels]:
+        """Make one picture [height, width, 3] per prompt and seed: the three stages in a row."""
+        conditionings = self.encode([Prompt(text, max_sequence_length) for text in prompts])
+        negative = None
+        if self.uses_negative(guidance_scale):
+            (negative,) = self.encode([Prompt(negative_prompt, max_sequence_length)])
+        samples = [
+            self.start(
+                conditioning=conditioning,
+                negative=negative,
+                width=width,
+                height=height,
+                steps=steps,
+                seed=seed,
+                guidance_scale=guidance_scale,
+            )
+            for conditioning, seed in zip(conditionings, seeds, strict=True)
+        ]
+        while not all(sample.finished for sample in samples):
+            self.denoise_step([sample for sample in samples if not sample.finished])
+        return self.decode(samples)
+
+    def uses_negative(self, guidance_scale: float) -> bool:
+        """Classifier-free guidance runs above 1, unless the weights have guidance built in."""
+        return guidance_scale > 1 and not self.info.guidance_embed
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        """Encode prompts, each distinct one once, from the cache where it is there.
+
+        In `fast` numerics prompts of one length run as one batch; in `exact` numerics each runs alone, since
+        the matrix products of a batch may round differently.
+        """
+        found: dict[Prompt, Conditioning] = {}
+        missing: list[Prompt] = []
+        for prompt in dict.fromkeys(prompts):
+            if (kept := self.conditioning.get(prompt)) is not None:
+                found[prompt] = kept
+            else:
+                missing.append(prompt)
+        for batch in self._batches(missing):
+            for prompt, conditioning in zip(batch, self._encode(batch), strict=True):
+                self.conditioning.put(prompt, conditioning)
+                found[prompt] = conditioning
+        return [found[prompt] for prompt in prompts]
+
+    @torch.inference_mode()
+    def start(
+        self,
+        *,
+        conditioning: Conditioning,
+        negative: Conditioning | None,
+        width: int,
+        height: int,
+        steps: int,
+        seed: int,
+        guidance_scale: float,
+    ) -> Sample:
+        """Begin a picture: draw its noise and compute what all its steps share.
+
+        `negative` is given exactly when `uses_negative(guidance_scale)`.
+        """
+        noise = draw_noise(seed=seed, width=width, height=height)
+        sigmas = schedule_sigmas(self.schedule, steps=steps, tokens=len(noise))
+        times = torch.tensor(sigmas[:-1], device=self.device)
+        guidance = (guidance_scale or DEFAULT_GUIDANCE) if self.info.guidance_embed else None
+        return Sample(
+            width=width,
+            height=height,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            passes=tuple(
+                Pass(txt=each.txt, modulation=self.transformer.modulate(times, each.pooled, guidance))
+                for each in (conditioning, negative)
+                if each is not None
+            ),
+            latents=noise.to(self.device),
+        )
+
+    @torch.inference_mode()
+    def denoise_step(self, samples: Sequence[Sample]) -> None:
+        """Advance every sample by one of its own steps; if this raises, no sample has moved."""
+        velocities = self._velocities(samples)
+        latents = [
+            ops.euler_step(sample.latents, velocity, *sample.sigmas[sample.step : sample.step + 2])
+            for sample, velocity in zip(samples, velocities, strict=True)
+        ]
+        for sample, moved in zip(samples, latents, strict=True):
+            sample.latents = moved
+            sample.step += 1
+
+    @torch.inference_mode()
+    def decode(self, samples: Sequence[Sample]) -> list[Pixels]:
+        """Decode each sample's latents to pixels uint8 [height, width, 3], one picture at a time.
+
+        Decoding is bound by arithmetic from one picture on, so sharing would win nothing and cost memory.
+        """
+        return [self._decode(sample) for sample in samples]
+
+    def _batches(self, prompts: list[Prompt]) -> list[list[Prompt]]:
+        if self.numerics is Numerics.EXACT:
+            return [[prompt] for prompt in prompts]
+        by_length: dict[int, list[Prompt]] = {}
+        for prompt in prompts:
+            by_length.setdefault(prompt.max_sequence_length, []).append(prompt)
+        return list(by_length.values())
+
+    def _encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        texts = [prompt.text for prompt in prompts]
+        pooled = self.clip.encode(texts).to(self.dtype)
+        states = self.t5.encode(texts, length=prompts[0].max_sequence_length).to(self.dtype)
+        return [
+            Conditioning(txt=self.transformer.project_text(txt), pooled=vector.clone())
+            for txt, vector in zip(states, pooled, strict=True)
+        ]
+
+    def _velocities(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """Return each sample's velocity [tokens, 64], float32, its passes combined."""
+        passes = [(sample, each) for sample in samples for each in sample.passes]
+        layout = self._layout(
+            tuple(
+                Shape(len(each.txt), sample.height // PIXELS_PER_PATCH, sample.width // PIXELS_PER_PATCH)
+                for sample, each in passes
+            )
+        )
+        velocity = self.transformer(
+            torch.cat([sample.latents for sample, _ in passes]).to(self.dtype),
+            torch.cat([each.txt for _, each in passes]),
+            torch.stack([each.modulation[sample.step] for sample, each in passes]),
+            layout,
+        ).float()
+        per_pass = iter(ops.split_rows(velocity, layout.img.lengths))
+        return [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
+
+    def _build_layout(self, shapes: tuple[Shape, ...]) -> Layout:
+        return Layout.build(
+            shapes, config=self.transformer.config, numerics=self.numerics, device=self.device
+        )
+
+    def _decode(self, sample: Sample) -> Pixels:
+        latents = unpack(sample.latents.unsqueeze(0), width=sample.width, height=sample.height)
+        pixels: Pixels = ops.to_pixels(self.autoencoder.decode(latents)[0]).cpu().numpy()
+        return pixels
+
+
+def _guided(velocities: list[Tensor], guidance_scale: float) -> Tensor:
+    """Classifier-free guidance: `negative + scale * (positive - negative)`; one pass is left as it is."""
+    if len(velocities) == 1:
+        return velocities[0]
+    positive, negative = velocities
+    return negative + guidance_scale * (positive - negative)

@@ -1,0 +1,75 @@
+"""Noise, schedule and packing: everything about sampling that needs no weights.
+
+A picture's noise comes from its own seed, drawn on the CPU in float32, so that a seed means the same picture
+on every machine and in every batch. Formulas: black-forest-labs/flux, src/flux/sampling.py, and diffusers'
+FlowMatchEulerDiscreteScheduler.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.config import ScheduleConfig
+
+LATENT_CHANNELS = 16
+PIXELS_PER_LATENT = 8
+PIXELS_PER_PATCH = 16
+
+
+def check_size(*, width: int, height: int) -> None:
+    """Raise `ValueError` unless both sides are positive multiples of the 16 pixels of a patch."""
+    for name, side in (("width", width), ("height", height)):
+        if side < PIXELS_PER_PATCH or side % PIXELS_PER_PATCH:
+            raise ValueError(f"{name} {side} is not a positive multiple of {PIXELS_PER_PATCH}")
+
+
+def draw_noise(*, seed: int, width: int, height: int) -> Tensor:
+    """Draw the packed noise [tokens, 64] of one picture of `width` x `height` pixels, float32 on the CPU.
+
+    The same numbers that diffusers draws from a CPU generator of this seed.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (1, LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    return pack(torch.randn(shape, generator=generator))[0]
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Turn latents [n, 16, h, w] into tokens [n, h/2 * w/2, 64]; the channel order is (c, dy, dx)."""
+    n, c, h, w = latents.shape
+    patches = latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(n, (h // 2) * (w // 2), c * 4)
+
+
+def unpack(tokens: Tensor, *, width: int, height: int) -> Tensor:
+    """Turn tokens [n, tokens, 64] of a picture of `width` x `height` pixels into latents [n, 16, h, w]."""
+    rows, columns = height // PIXELS_PER_PATCH, width // PIXELS_PER_PATCH
+    patches = tokens.view(-1, rows, columns, LATENT_CHANNELS, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(-1, LATENT_CHANNELS, 2 * rows, 2 * columns)
+
+
+def schedule_sigmas(schedule: ScheduleConfig, *, steps: int, tokens: int) -> tuple[float, ...]:
+    """Return the `steps + 1` times of a run, from 1 down to 0, as float32 values.
+
+    schnell's are linear; dev's are shifted by `mu`, which grows with the image tokens; a constant `shift`
+    is applied when there is no dynamic one.
+    """
+    sigmas = np.linspace(1.0, 1.0 / steps, steps)
+    if schedule.use_dynamic_shifting:
+        sigmas = _shift(sigmas, math.exp(_mu(schedule, tokens)))
+    elif schedule.shift != 1.0:
+        sigmas = schedule.shift * sigmas / (1 + (schedule.shift - 1) * sigmas)
+    return (*(float(sigma) for sigma in sigmas.astype(np.float32)), 0.0)
+
+
+def _mu(schedule: ScheduleConfig, tokens: int) -> float:
+    slope = (schedule.max_shift - schedule.base_shift) / (
+        schedule.max_image_tokens - schedule.base_image_tokens
+    )
+    return slope * (tokens - schedule.base_image_tokens) + schedule.base_shift
+
+
+def _shift(sigmas: np.ndarray, factor: float) -> np.ndarray:
+    shifted: np.ndarray = factor / (factor + (1 / sigmas - 1))
+    return shifted

@@ -1,0 +1,120 @@
+"""The FLUX.1 rectified-flow transformer: from noisy latents, text and time to a velocity.
+
+Rows in, rows out (see model/layout.py); it knows no batch, no seed and no schedule. What is the same in
+every step of a request (text projection, modulation vectors of all its steps) is asked for once.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import TransformerConfig
+from model.layers import DoubleStreamBlock, FinalLayer, MLPEmbedder, SingleStreamBlock, linear
+from model.layout import Layout
+
+SINUSOID_WIDTH = 256
+
+
+class Transformer(nn.Module):
+    """Parameters carry the names and shapes of the original checkpoint (`flux1-schnell.safetensors`)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.config = config
+        self.img_in = nn.Linear(config.in_channels, width)
+        self.txt_in = nn.Linear(config.text_width, width)
+        self.time_in = MLPEmbedder(SINUSOID_WIDTH, width)
+        self.vector_in = MLPEmbedder(config.pooled_width, width)
+        if config.guidance_embed:
+            self.guidance_in = MLPEmbedder(SINUSOID_WIDTH, width)
+        self.double_blocks = nn.ModuleList(DoubleStreamBlock(config) for _ in range(config.depth_double))
+        self.single_blocks = nn.ModuleList(SingleStreamBlock(config) for _ in range(config.depth_single))
+        self.final_layer = FinalLayer(config)
+
+    def forward(self, img: Tensor, txt: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
+        """Return the velocity of every image row.
+
+        Args:
+            img: [img_rows, in_channels], packed noisy latents of all samples.
+            txt: [txt_rows, width], projected text (`project_text`) of all samples.
+            modulation: [samples, modulation width] (`modulate`), each sample's row of its current step.
+            layout: whose rows these are.
+
+        Returns:
+            [img_rows, in_channels].
+        """
+        double_mods, single_mods, final_mod = self._parts(modulation)
+        img = linear(self.img_in, img, layout.img)
+        for block, (img_mod, txt_mod) in zip(self.double_blocks, double_mods, strict=True):
+            img, txt = block(img, txt, img_mod, txt_mod, layout)
+        x = layout.join(txt, img)
+        for block, mod in zip(self.single_blocks, single_mods, strict=True):
+            x = block(x, mod, layout.joint)
+        _, img = layout.split(x)
+        velocity: Tensor = self.final_layer(img, final_mod, layout.img)
+        return velocity
+
+    def project_text(self, txt: Tensor) -> Tensor:
+        """Map one prompt's T5 states [rows, text_width] to [rows, width]."""
+        projected: Tensor = self.txt_in(txt)
+        return projected
+
+    def modulate(self, sigmas: Tensor, pooled: Tensor, guidance: float | None) -> Tensor:
+        """Return the modulation vectors of all blocks for every step of one request.
+
+        Args:
+            sigmas: [steps], float32, the time of each step.
+            pooled: [pooled_width], CLIP's vector.
+            guidance: the embedded guidance, None for weights without that embedding.
+
+        Returns:
+            [steps, modulation width]: per double block image then text (6 * width each), per single block
+            3 * width, and the final layer's shift and scale.
+        """
+        vec = self.time_in(self._sinusoid(sigmas))
+        if guidance is not None:
+            vec = vec + self.guidance_in(self._sinusoid(torch.full_like(sigmas, guidance)))
+        vec = F.silu(vec + self.vector_in(pooled.unsqueeze(0)))
+        return torch.cat([layer(vec) for layer in self._modulation_layers()], dim=-1)
+
+    def _modulation_layers(self) -> Iterator[nn.Module]:
+        for block in self.double_blocks:
+            assert isinstance(block, DoubleStreamBlock), "double_blocks holds nothing else"
+            yield from (block.img_mod.lin, block.txt_mod.lin)
+        for block in self.single_blocks:
+            assert isinstance(block, SingleStreamBlock), "single_blocks holds nothing else"
+            yield block.modulation.lin
+        yield self.final_layer.adaLN_modulation[1]
+
+    def _sinusoid(self, t: Tensor) -> Tensor:
+        dtype = self.img_in.weight.dtype
+        return sinusoid(scaled_time(t, dtype)).to(dtype)
+
+    def _parts(self, modulation: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], Tensor]:
+        width, config = self.config.hidden_size, self.config
+        widths = [6 * width] * (2 * config.depth_double) + [3 * width] * config.depth_single + [2 * width]
+        *blocks, final = torch.split(modulation, widths, dim=-1)
+        doubles, singles = blocks[: 2 * config.depth_double], blocks[2 * config.depth_double :]
+        return list(zip(doubles[::2], doubles[1::2], strict=True)), singles, final
+
+
+def scaled_time(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `1000 * t`, rounded to the model's dtype, in float32.
+
+    In bfloat16 750 becomes 752: both published implementations do this, so the published pictures have it.
+    """
+    return (t * 1000).to(dtype).float()
+
+
+def sinusoid(y: Tensor) -> Tensor:
+    """Return `[cos(y f), sin(y f)]` [n, 256] of `y` [n], with `f_j = 10000 ** (-j / 128)`, all in float32."""
+    half = SINUSOID_WIDTH // 2
+    frequencies = torch.exp(
+        -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=y.device) / half
+    )
+    angles = y[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,68 @@
+"""Every failure that a client can be told of, each with a stable code.
+
+ServerError
+├── InvalidRequest      the request itself is wrong; names field, value and what is allowed
+├── Overloaded          the backlog is full; carries the seconds after which to come back
+├── NotReady            starting, draining or without a worker; come back
+├── DeadlineExceeded    the request's own deadline passed before its picture was finished
+├── WorkerLost          the worker died twice under this request; the same request may succeed later
+└── GenerationFailed    the model could not make this picture; the same request will fail again
+
+The HTTP status of a code stands in one table, `server/http/errors.py`. Messages are written for clients:
+no traceback, no path of the host, nobody's prompt.
+"""
+
+from typing import ClassVar
+
+
+class ServerError(Exception):
+    """Base of the tree. `code` crosses the process border and the wire; `retryable` is advice."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ServerError):
+    """`field` is the name that the client used; None when the body as a whole is wrong."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Overloaded(ServerError):
+    code = "overloaded"
+    retryable = True
+
+
+class NotReady(ServerError):
+    code = "not_ready"
+    retryable = True
+
+
+class DeadlineExceeded(ServerError):
+    code = "deadline_exceeded"
+
+
+class WorkerLost(ServerError):
+    code = "worker_lost"
+    retryable = True
+
+
+class GenerationFailed(ServerError):
+    code = "generation_failed"
+
+
+def from_code(code: str, message: str) -> ServerError:
+    """Rebuild the error that a worker reported; an unknown code is a plain `GenerationFailed`."""
+    kinds: dict[str, type[ServerError]] = {
+        kind.code: kind for kind in (Overloaded, NotReady, DeadlineExceeded, WorkerLost, GenerationFailed)
+    }
+    return kinds.get(code, GenerationFailed)(message)

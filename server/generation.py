@@ -1,0 +1,154 @@
+"""What is asked for and what is answered, in every dialect and on both sides of the process border.
+
+A `GenerationRequest` is what a client sent, complete with defaults. The engine cuts it into one
+`ImageRequest` per picture, since pictures, not requests, share steps. Nothing here knows HTTP or torch.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 256, 1536, 16
+MAX_IMAGES = 8
+MAX_PROMPT_CHARS = 32_000
+MAX_SEQUENCE_LENGTH = 512
+MAX_SEED = 2**53 - 1  # what a JSON number keeps in JavaScript
+DRAWN_SEED_LIMIT = 2**32
+MAX_GUIDANCE_SCALE = 20.0
+
+
+class Priority(StrEnum):
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One picture. Sizes are in pixels; `seed` alone decides its noise.
+
+    `guidance_scale` above 1 means a second pass with `negative_prompt`, or the embedded guidance on
+    guidance-distilled weights. `deadline_s` is the time left when the message was written.
+    """
+
+    id: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    max_sequence_length: int
+    image_format: ImageFormat
+    quality: int
+    embed_prompt: bool
+    priority: Priority
+    deadline_s: float | None
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's request with every default filled in; picture i uses `seed + i`."""
+
+    id: str
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    seed: int
+    max_sequence_length: int
+    negative_prompt: str = ""
+    guidance_scale: float = 0.0
+    num_images: int = 1
+    image_format: ImageFormat = "png"
+    quality: int = 90
+    embed_prompt: bool = False
+    priority: Priority = Priority.NORMAL
+    deadline_s: float | None = None
+
+    def images(self) -> list[ImageRequest]:
+        """Cut the request into its pictures, in order; their ids are `<request id>/<index>`."""
+        return [
+            ImageRequest(
+                id=f"{self.id}/{index}",
+                prompt=self.prompt,
+                negative_prompt=self.negative_prompt,
+                width=self.width,
+                height=self.height,
+                steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                seed=self.seed + index,
+                max_sequence_length=self.max_sequence_length,
+                image_format=self.image_format,
+                quality=self.quality,
+                embed_prompt=self.embed_prompt,
+                priority=self.priority,
+                deadline_s=self.deadline_s,
+            )
+            for index in range(self.num_images)
+        ]
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the seconds of one picture went. `device_s` is its share of the steps it took part in."""
+
+    queue_s: float = 0.0
+    text_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    total_s: float = 0.0
+    device_s: float = 0.0
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """One encoded picture and what made it."""
+
+    data: bytes
+    content_type: str
+    width: int
+    height: int
+    seed: int
+    timings: Timings
+
+
+class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """All pictures of one request, in the order of their seeds. `timings` are those of the slowest one."""
+
+    id: str
+    model: str
+    steps: int
+    images: list[Image]
+    timings: Timings
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker loaded: the defaults and limits that the front end must know.
+
+    `guidance_embed` is true for guidance-distilled (dev-type) weights. `warm_up_s` is the measured time of
+    one picture of the default size and steps on an idle device, the first cost estimate of admission.
+    """
+
+    name: str
+    digest: str
+    device: str
+    dtype: str
+    numerics: str
+    guidance_embed: bool
+    default_width: int
+    default_height: int
+    default_steps: int
+    max_steps: int
+    default_sequence_length: int
+    warm_up_s: float
+
+
+def image_tokens(width: int, height: int) -> int:
+    """Transformer rows of one picture: one per 16x16 pixel patch."""
+    return (width // 16) * (height // 16)
+
+
+def content_type(image_format: ImageFormat) -> str:
+    return f"image/{image_format}"

@@ -1,0 +1,139 @@
+"""The words between the front end and a worker: tagged msgpack messages in length-prefixed frames.
+
+The pipe is an inherited socket pair, so nobody else can speak on it; still every frame is capped before a
+byte of it is stored, and only these types are ever built from it (no pickle). Prompts and seeds go in,
+encoded pictures come out; no tensor crosses.
+"""
+
+import struct
+from typing import Final
+
+import msgspec
+
+from server.generation import Image, ImageRequest, ModelInfo
+
+FRAME_HEADER: Final = struct.Struct(">I")
+# The largest request is two prompts of 32,000 four-byte characters; the largest picture is 1536x1536
+# of noise, 7.1 MB raw, which no format grows by more than a few per cent.
+MAX_TO_WORKER_BYTES: Final = 1 << 20
+MAX_TO_FRONT_BYTES: Final = 32 << 20
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """The first message: what to load and how. Paths and names as the settings have them."""
+
+    model: str
+    device: str
+    dtype: str
+    numerics: str
+    threads: int
+    max_steps: int
+    max_step_tokens: int
+    conditioning_cache_bytes: int
+    verify_weights: bool
+    allow_pickle: bool
+    log_format: str
+    log_level: str
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
+    image: ImageRequest
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Forget this picture at the next step boundary; no answer follows."""
+
+    id: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Exit with status 0. The front end has drained first: what is still in hand is dropped."""
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):
+    done_bytes: int
+    total_bytes: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    model: ModelInfo
+
+
+class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag="stepped"):
+    """One device step of any kind: the raw material of the step histograms."""
+
+    kind: str
+    images: int
+    tokens: int
+    seconds: float
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    id: str
+    image: Image
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """This picture cannot be made; `code` is one of `server.errors`."""
+
+    id: str
+    code: str
+    message: str
+
+
+class CacheReport(msgspec.Struct, frozen=True, kw_only=True, tag="cache"):
+    """Conditioning cache counters since the worker started."""
+
+    hits: int
+    misses: int
+    size_bytes: int
+
+
+class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag="fatal"):
+    """The worker cannot go on and exits. `retry` is false when a restart would end the same way."""
+
+    message: str
+    retry: bool
+
+
+ToWorker = Start | Submit | Cancel | Stop
+ToFront = Loading | Ready | Stepped | Done | Failed | CacheReport | Fatal
+
+
+class ProtocolError(Exception):
+    """The other side broke the protocol; the connection is of no further use."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_front_decoder: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
+
+
+def frame(message: ToWorker | ToFront) -> bytes:
+    """Encode one message with its four-byte big-endian length in front."""
+    body = _encoder.encode(message)
+    return FRAME_HEADER.pack(len(body)) + body
+
+
+def body_length(header: bytes, *, limit_bytes: int) -> int:
+    """Read a frame's length; raises `ProtocolError` above the limit, before anything is allocated."""
+    (length,) = FRAME_HEADER.unpack(header)
+    if length > limit_bytes:
+        raise ProtocolError(f"a frame of {length} bytes is over the limit of {limit_bytes}")
+    return int(length)
+
+
+def decode_to_worker(body: bytes) -> ToWorker:
+    """Decode what the front end sent; raises `ProtocolError` for anything else."""
+    try:
+        return _to_worker_decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"not a message to a worker: {error}") from None
+
+
+def decode_to_front(body: bytes) -> ToFront:
+    """Decode what a worker sent; raises `ProtocolError` for anything else."""
+    try:
+        return _to_front_decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"not a message to the front end: {error}") from None

@@ -1,0 +1,103 @@
+"""Every setting of the server with its one default: `FLUX_<NAME>` in the environment, `--<name>` as a flag.
+
+Read once by `server.__main__`, frozen, and handed down. Unknown flags and unknown `FLUX_` variables are
+errors, so that a misspelt setting never does nothing.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "FLUX_"
+EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "model" / "tiny"
+
+
+class Settings(BaseSettings):
+    """Serve FLUX.1 [schnell] over HTTP."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="python -m server",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+    )
+
+    model: Annotated[
+        Path, Field(description="checkpoint folder or file; by default the small embedded model")
+    ] = EMBEDDED_MODEL
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(description="port to listen on; 0 picks a free one", ge=0, le=65535)] = 8000
+    device: Annotated[
+        str,
+        Field(
+            description="auto, cpu, cuda, or a comma-separated list such as cuda:0,cuda:1 (one worker each)",
+            pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
+        ),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        Field(description="auto is float32 on a CPU and bfloat16 on a GPU"),
+    ] = "auto"
+    numerics: Annotated[
+        Literal["auto", "exact", "fast"],
+        Field(description="exact: neighbours change not one byte of a picture; auto is exact on a CPU"),
+    ] = "auto"
+    threads: Annotated[
+        int, Field(description="CPU threads of all workers together; 0 takes every core", ge=0, le=1024)
+    ] = 0
+    max_steps: Annotated[
+        int,
+        Field(description="largest num_inference_steps; 0: 12 for schnell, 50 for dev weights", ge=0, le=200),
+    ] = 0
+    max_step_tokens: Annotated[
+        int, Field(description="image tokens that may share a step (4096 are one 1024x1024)", ge=256)
+    ] = 8192
+    max_backlog_s: Annotated[
+        float,
+        Field(description="device-seconds of admitted work per worker above which 429 is answered", gt=0),
+    ] = 30.0
+    auto_steps_backlog_s: Annotated[
+        float,
+        Field(description='backlog at which num_inference_steps "auto" goes down by one step each', gt=0),
+    ] = 2.0
+    drain_s: Annotated[float, Field(description="seconds that SIGTERM leaves to admitted work", ge=0)] = 30.0
+    conditioning_cache_mb: Annotated[
+        int, Field(description="bound of the prompt conditioning cache per worker, MiB; 0 turns it off", ge=0)
+    ] = 256
+    verify_weights: Annotated[
+        bool, Field(description="check the model folder against its SHA256SUMS before loading")
+    ] = False
+    allow_pickle: Annotated[
+        bool, Field(description="load pickle checkpoints (weights_only) instead of refusing them")
+    ] = False
+    tls_cert: Annotated[Path | None, Field(description="PEM certificate chain; turns TLS on")] = None
+    tls_key: Annotated[Path | None, Field(description="PEM private key of --tls-cert")] = None
+    log_format: Annotated[Literal["text", "json"], Field(description="one line per event")] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="debug also logs prompts")
+    ] = "info"
+
+    @field_validator("tls_cert", "tls_key")
+    @classmethod
+    def _file_exists(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"no file at {path}")
+        return path
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key are given together or not at all")
+        return self
+
+
+def unknown_variables(environment: "os._Environ[str] | dict[str, str]") -> list[str]:
+    """Names that carry the prefix but are no setting: most likely misspelt."""
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)
