@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from model.checkpoint import CheckpointError
 from model.device import choose_device, choose_dtype, choose_numerics
 from model.pipeline import Pipeline
+from model.progress import loading_bar
 from model.sampling import check_size
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent / "tiny"
@@ -67,12 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _load(options: argparse.Namespace) -> Pipeline:
     device = choose_device(options.device)
-    with tqdm(total=1, unit="B", unit_scale=True, desc="loading", disable=None, leave=False) as bar:
-
-        def progress(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes - bar.n)
-
+    with loading_bar() as progress:
         return Pipeline.load(
             options.model,
             device=device,

@@ -4,7 +4,7 @@ The worker calls the three stages as its batcher plans them; scripts and tests c
 different sizes, step counts and timesteps share a step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from model.checkpoint import combined_digest, load_into, open_checkpoint
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
 from model.layout import Layout, Numerics, Shape
+from model.progress import Progress
 from model.sampling import PIXELS_PER_PATCH, draw_noise, schedule_sigmas, unpack
 from model.text import T5, Clip, load_tokenizers
 from model.transformer import Transformer
@@ -31,7 +32,6 @@ DEFAULT_GUIDANCE = 3.5  # of guidance-distilled weights
 RECENT_LAYOUTS = 64
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3]
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True, slots=True)

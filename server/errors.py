@@ -2,6 +2,11 @@
 
 ServerError
 ├── InvalidRequest      the request itself is wrong; names field, value and what is allowed
+│   ├── MalformedBody         its body is not a JSON object
+│   ├── UnsupportedMediaType  its body is of another type or encoding
+│   ├── RequestTooLarge       its body or head is longer than the limit
+│   ├── NotFound              there is nothing at this path, or no such model
+│   └── MethodNotAllowed      the path takes other methods
 ├── Overloaded          the backlog is full; carries the seconds after which to come back
 ├── NotReady            starting, draining or without a worker; come back
 ├── DeadlineExceeded    the request's own deadline passed before its picture was finished
@@ -35,6 +40,26 @@ class InvalidRequest(ServerError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class MalformedBody(InvalidRequest):
+    code = "malformed_body"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    code = "unsupported_media_type"
+
+
+class RequestTooLarge(InvalidRequest):
+    code = "request_too_large"
+
+
+class NotFound(InvalidRequest):
+    code = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    code = "method_not_allowed"
 
 
 class Overloaded(ServerError):

@@ -50,11 +50,6 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Exit with status 0. The front end has drained first: what is still in hand is dropped."""
 
 
-class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):
-    done_bytes: int
-    total_bytes: int
-
-
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     model: ModelInfo
 
@@ -90,14 +85,13 @@ class CacheReport(msgspec.Struct, frozen=True, kw_only=True, tag="cache"):
 
 
 class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag="fatal"):
-    """The worker cannot go on and exits. `retry` is false when a restart would end the same way."""
+    """The worker exits, and a restart would end the same way."""
 
     message: str
-    retry: bool
 
 
 ToWorker = Start | Submit | Cancel | Stop
-ToFront = Loading | Ready | Stepped | Done | Failed | CacheReport | Fatal
+ToFront = Ready | Stepped | Done | Failed | CacheReport | Fatal
 
 
 class ProtocolError(Exception):

@@ -1,0 +1,139 @@
+"""`python -m server`: read the settings, listen, serve, and end in good order.
+
+Exit status: 0 after SIGTERM or Ctrl+C, 2 for wrong settings or an address in use, 3 for a checkpoint that
+is refused.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from server import __version__, logs
+from server.app import build_app
+from server.engine import Engine
+from server.http.connection import Connection
+from server.settings import Settings, unknown_variables
+
+EXIT_USAGE: Final = 2
+EXIT_CHECKPOINT: Final = 3
+CLOSE_S: Final = 5  # for answers that are being written when everything else is done
+BACKLOG: Final = 2048
+
+log = structlog.get_logger("server")
+
+
+def main() -> int:
+    """Run the server; every failure to start is one line on stderr."""
+    settings = _settings()
+    if settings is None:
+        return EXIT_USAGE
+    logs.configure(log_format=settings.log_format, log_level=settings.log_level)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        _complain(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
+        return EXIT_USAGE
+    return asyncio.run(_serve(settings, listener))
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    app, engine = build_app(settings)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            server_header=False,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=CLOSE_S,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+        )
+    )
+    ending = asyncio.create_task(_end_in_order(server, engine, settings.drain_s))
+    scheme = "https" if settings.tls_cert else "http"
+    host, port = listener.getsockname()[:2]
+    log.info(
+        "listening", url=f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", version=__version__
+    )
+    try:
+        await server.serve(sockets=[listener])
+        return await ending
+    finally:
+        ending.cancel()
+
+
+async def _end_in_order(server: "_Server", engine: Engine, drain_s: float) -> int:
+    """Wait for a signal or a refused checkpoint, drain, and close; a second signal skips the draining."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    stopping = asyncio.create_task(stop.wait())
+    refusing = asyncio.create_task(engine.wait_refused())
+    await asyncio.wait((stopping, refusing), return_when=asyncio.FIRST_COMPLETED)
+    if refused := refusing.done():
+        _complain(f"weights rejected: {refusing.result()}")
+    else:
+        log.info("draining", for_s=drain_s, images=engine.stats().in_hand)
+    draining = asyncio.create_task(engine.stop(0 if refused else drain_s))
+    hurrying = asyncio.create_task(hurry.wait())
+    await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        draining.cancel()
+        await engine.stop(0)
+    for task in (stopping, refusing, hurrying):
+        task.cancel()
+    server.should_exit = True
+    return EXIT_CHECKPOINT if refused else 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: those end a process with the signal instead of status 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _settings() -> Settings | None:
+    if unknown := unknown_variables(os.environ):
+        _complain(f"unknown settings in the environment: {', '.join(unknown)}; see --help")
+        return None
+    try:
+        return Settings(_cli_parse_args=True)
+    except ValidationError as error:
+        for finding in error.errors(include_url=False):
+            name = "--" + "-".join(str(part) for part in finding["loc"]).replace("_", "-")
+            _complain(f"{name} {finding['input']!r}: {finding['msg']}" if finding["loc"] else finding["msg"])
+    except SettingsError as error:
+        _complain(str(error))
+    return None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"schnell-server: {line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Where everything meets: settings become workers, an engine, and an application with all its routes."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+
+from server import __version__
+from server.engine import Engine
+from server.errors import InvalidRequest, MethodNotAllowed, NotFound
+from server.http.access import AccessMiddleware
+from server.http.errors import render_error
+from server.http.native import native_router
+from server.http.openai import openai_router
+from server.http.ops import ops_router
+from server.metrics import Metrics
+from server.protocol import Start
+from server.settings import Settings
+
+
+def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
+    """Return the application and the engine behind it.
+
+    The application starts the engine and leaves stopping it to its caller, who knows why it ends.
+    """
+    metrics = Metrics()
+    engine = Engine(
+        worker_starts(settings, cores=os.cpu_count() or 1),
+        metrics=metrics,
+        max_backlog_s=settings.max_backlog_s,
+        auto_steps_backlog_s=settings.auto_steps_backlog_s,
+    )
+    return assemble(engine, metrics), engine
+
+
+def assemble(engine: Engine, metrics: Metrics) -> FastAPI:
+    """Put the routes of all dialects around an engine."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+
+    app = FastAPI(
+        title="schnell-server",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(AccessMiddleware, metrics=metrics)
+    app.add_exception_handler(HTTPException, _not_routed)
+    for router in (ops_router(engine, metrics), native_router(engine), openai_router(engine)):
+        app.include_router(router)
+    return app
+
+
+def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
+    """Return the first message of every worker; CPU workers share the threads."""
+    devices = settings.device.split(",")
+    threads = max(1, (settings.threads or cores) // len(devices))
+    return [
+        Start(
+            model=str(settings.model.resolve()),
+            device=device,
+            dtype=settings.dtype,
+            numerics=settings.numerics,
+            threads=threads,
+            max_steps=settings.max_steps,
+            max_step_tokens=settings.max_step_tokens,
+            conditioning_cache_bytes=settings.conditioning_cache_mb << 20,
+            verify_weights=settings.verify_weights,
+            allow_pickle=settings.allow_pickle,
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+        )
+        for device in devices
+    ]
+
+
+def _methods_here(request: Request) -> set[str]:
+    """Return the methods of every route at this path; one route alone does not know the others."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in route.methods or ()}
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    """Answer what no route takes, in the shape of every other error."""
+    assert isinstance(error, HTTPException), "registered for this kind only"
+    if error.status_code == 405:
+        allowed = ", ".join(sorted(_methods_here(request)))
+        response = render_error(
+            request, MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}")
+        )
+        response.headers["Allow"] = allowed
+        return response
+    if error.status_code == 404:
+        return render_error(request, NotFound("there is nothing at this path; /docs lists what there is"))
+    return render_error(request, InvalidRequest(str(error.detail)))

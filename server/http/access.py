@@ -1,0 +1,100 @@
+"""Around every request: its id, its timing header, its line in the log, its count in the metrics.
+
+Also the last place that catches what nobody expected, so that a client gets a plain 500 and the log the
+traceback.
+"""
+
+import re
+import secrets
+import time
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ServerError
+from server.http.errors import ERROR_CODES, STATUS, error_body
+from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
+from server.metrics import Metrics, stage_seconds
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
+CLIENT_GONE: Final = 499
+
+log = structlog.get_logger("server.access")
+
+
+class AccessMiddleware:
+    """Plain ASGI, outside of everything else."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s = time.perf_counter()
+        exchange = scope[SCOPE_KEY] = Exchange(_request_id(Headers(scope=scope)))
+        status = CLIENT_GONE
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(MutableHeaders(scope=message), exchange, time.perf_counter() - began_s)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientGone:
+            exchange.outcome = "client_gone"
+        except Exception:  # a fault of ours: the client gets its id and nothing else
+            log.exception("unexpected", request_id=exchange.request_id)
+            exchange.outcome = ServerError.code
+            if status == CLIENT_GONE:
+                await _send_internal_error(send_with_headers, exchange)
+        finally:
+            self._finish(scope, exchange, status, time.perf_counter() - began_s)
+
+    def _finish(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        outcome = exchange.outcome
+        if outcome == "ok" and status >= 400:
+            outcome = "client_gone"
+        assert outcome in ERROR_CODES | {"ok", "client_gone"}, f"{outcome} is a new label"
+        self._metrics.request(route, outcome, exchange.result)
+        log.info(
+            "request",
+            request_id=exchange.request_id,
+            method=scope["method"],
+            route=route,
+            status=status,
+            outcome=outcome,
+            ms=round(seconds * 1000, 1),
+            **exchange.note,
+        )
+
+
+def _request_id(headers: Headers) -> str:
+    """Keep the client's id when it is harmless, else make one."""
+    sent = headers.get("x-request-id", "")
+    return sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
+
+
+def _add_headers(headers: MutableHeaders, exchange: Exchange, seconds: float) -> None:
+    headers["X-Request-Id"] = exchange.request_id
+    result = exchange.result
+    timings = stage_seconds(result.timings) if result is not None else {"total": seconds}
+    headers["Server-Timing"] = ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in timings.items())
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Cache-Control", "no-store")
+
+
+async def _send_internal_error(send: Send, exchange: Exchange) -> None:
+    error = ServerError("the server failed on this request; its log has the reason under the request id")
+    body = error_body(error, exchange.request_id, "server_error")
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": STATUS[error.code], "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,127 @@
+"""From the bytes of a request to a checked model: strict JSON, and errors that name field, value and rule.
+
+Parsed here and not by FastAPI's own body handling, which answers 500 to NaN and to lone surrogates because
+its error renderer cannot encode them. Each field's description says what is allowed; it is shown in the API
+documentation and in the error alike.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from server.errors import InvalidRequest, MalformedBody, RequestTooLarge, UnsupportedMediaType
+
+MAX_BODY_BYTES: Final = 1 << 20
+SHOWN_CHARS: Final = 60
+CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+NOT_YET: Final = "not supported by this version of the server; leave it out"
+
+Body = TypeVar("Body", bound="RequestBody")
+
+
+class RequestBody(BaseModel):
+    """Base of all wire models."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+def _without_controls(text: str) -> str:
+    if found := CONTROL.search(text):
+        raise ValueError(f"control character U+{ord(found[0]):04X} at position {found.start()}")
+    if not text.isascii():
+        text.encode()  # lone surrogates cannot be tokenized
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_controls)]
+
+
+async def read_json(request: Request, kind: type[Body]) -> Body:
+    """Read and check the body; raises `InvalidRequest` or one of its kinds."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(
+            f"content-type is {_shown(media_type)}; allowed: application/json", field="content-type"
+        )
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"content-encoding is {_shown(encoding)}; allowed: identity", field="content-encoding"
+        )
+    body = await _read(request)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _explained(error, kind) from None
+
+
+def check_query(request: Request, kind: type[Body]) -> Body:
+    """Check query parameters, whose values are strings of what the model wants."""
+    try:
+        return kind.model_validate(dict(request.query_params), strict=False)
+    except ValidationError as error:
+        raise _explained(error, kind) from None
+
+
+async def _read(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestTooLarge(f"the body is larger than the limit of {MAX_BODY_BYTES} bytes")
+    return bytes(body)
+
+
+def _explained(error: ValidationError, kind: type[RequestBody]) -> InvalidRequest:
+    """Turn pydantic's first finding into one sentence with field, value and what is allowed."""
+    finding = error.errors(include_url=False, include_context=True)[0]
+    if finding["type"] in ("json_invalid", "model_type", "model_attributes_type"):
+        reason = str(finding.get("ctx", {}).get("error", "it is not an object"))
+        return MalformedBody(f"the body is not a JSON object: {_shown(reason, quote='')}")
+    path = [str(part) for part in finding["loc"]] or ["body"]
+    name = _shown(path[0], quote="")
+    if finding["type"] == "extra_forbidden":
+        known = ", ".join(sorted(kind.model_fields))
+        return InvalidRequest(f"{name} is not a field of this request; allowed: {known}", field=name)
+    allowed = _allowed(kind, path[0])
+    if allowed == NOT_YET:
+        return InvalidRequest(f"{name} is {NOT_YET}", field=name)
+    if finding["type"] == "missing":
+        return InvalidRequest(f"{name} is missing; it is {allowed}", field=name)
+    reason = f" ({_shown(str(finding['msg']), quote='')})" if finding["type"] == "value_error" else ""
+    return InvalidRequest(f"{name} is {_shown(finding['input'])}{reason}; allowed: {allowed}", field=name)
+
+
+def _allowed(kind: type[RequestBody], name: str) -> str:
+    for field_name, field in kind.model_fields.items():
+        if name in (field_name, field.alias) and field.description:
+            return field.description
+    return "another value"
+
+
+def _shown(value: object, quote: str = '"') -> str:
+    """Render a value of a client safely and shortly; whatever it is, this does not fail."""
+    if isinstance(value, str):
+        text = value[:SHOWN_CHARS].encode("unicode_escape").decode("ascii")
+        return f"{quote}{text}{quote}" + (f"… ({len(value)} characters)" if len(value) > SHOWN_CHARS else "")
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, list | Mapping):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)} entries"
+    return str(value)[:SHOWN_CHARS].encode("ascii", "replace").decode()
+
+
+def json_schema(kind: type[RequestBody], example: dict[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI description of a body that is parsed here."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": example}},
+        }
+    }

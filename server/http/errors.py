@@ -1,0 +1,91 @@
+"""The one table from error codes to HTTP statuses, and the body that every failure has.
+
+Dialects may use another status for a kind of error or another body; the codes and messages stay the same.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from server.errors import InvalidRequest, ServerError
+from server.http.exchange import exchange_of
+
+STATUS: Final = {
+    "malformed_body": 400,
+    "invalid_request": 422,
+    "unsupported_media_type": 415,
+    "request_too_large": 413,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "overloaded": 429,
+    "not_ready": 503,
+    "worker_lost": 503,
+    "deadline_exceeded": 504,
+    "generation_failed": 500,
+    "internal_error": 500,
+}
+ERROR_CODES: Final = frozenset(STATUS)
+DEFAULT_RETRY_AFTER_S: Final = 1
+
+Render = Callable[[Request, ServerError], Response]
+
+
+def error_body(error: ServerError, request_id: str, kind: str) -> bytes:
+    """Return the JSON body of a failure; the same shape for every status."""
+    return msgspec.json.encode(
+        {
+            "error": {
+                "code": error.code,
+                "type": kind,
+                "message": error.message.encode("utf-8", "replace").decode(),
+                "param": error.field if isinstance(error, InvalidRequest) else None,
+                "request_id": request_id,
+                "retryable": error.retryable,
+            }
+        }
+    )
+
+
+def error_kind(status: int) -> str:
+    """Return the broad type that clients of the OpenAI dialect know."""
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def render_error(request: Request, error: ServerError, *, statuses: Mapping[str, int] = STATUS) -> Response:
+    """Answer a failure, and note it for the log line and the metrics of this request."""
+    exchange = exchange_of(request)
+    exchange.outcome = error.code
+    status = statuses[error.code]
+    headers = {}
+    if error.retryable:
+        retry_after_s = max(DEFAULT_RETRY_AFTER_S, math.ceil(error.retry_after_s or DEFAULT_RETRY_AFTER_S))
+        headers["Retry-After"] = str(retry_after_s)
+    if status >= 429:
+        headers["x-should-retry"] = str(error.retryable).lower()
+    body = error_body(error, exchange.request_id, error_kind(status))
+    return Response(body, status, headers, media_type="application/json")
+
+
+def route_class(render: Render) -> type[APIRoute]:
+    """Return a route class whose handlers may raise `ServerError`, answered by `render`."""
+
+    class DialectRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Awaitable[Any]]:  # type: ignore[override]
+            handler = super().get_route_handler()
+
+            async def answer(request: Request) -> Response:
+                try:
+                    response: Response = await handler(request)
+                except ServerError as error:
+                    return render(request, error)
+                return response
+
+            return answer
+
+    return DialectRoute

@@ -1,0 +1,301 @@
+"""The native API: `POST /v1/generate` with JSON, `GET /v1/generate` for `<img>` tags and caches.
+
+With `Accept: image/*` the answer is the picture itself, otherwise JSON with base64.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from server.engine import Engine
+from server.errors import InvalidRequest
+from server.generation import (
+    DRAWN_SEED_LIMIT,
+    MAX_GUIDANCE_SCALE,
+    MAX_IMAGES,
+    MAX_PROMPT_CHARS,
+    MAX_SEED,
+    MAX_SEQUENCE_LENGTH,
+    MAX_SIDE,
+    MIN_SIDE,
+    SIDE_MULTIPLE,
+    GenerationRequest,
+    GenerationResult,
+    Image,
+    ImageFormat,
+    ModelInfo,
+    Priority,
+)
+from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json
+from server.http.calls import generate
+from server.http.errors import render_error, route_class
+from server.http.exchange import exchange_of
+from server.metrics import stage_seconds
+
+MIN_SEQUENCE_LENGTH: Final = 16
+MAX_DEADLINE_MS: Final = 3_600_000
+IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+SIDE_RULE: Final = f"a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} (pixels)"
+CACHED_FOR_S: Final = 31_536_000  # a seeded picture never changes
+
+Side = Annotated[
+    int | None, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE, description=SIDE_RULE)
+]
+
+
+class GenerateBody(RequestBody):
+    """The request of the native API; what is left out takes the model's default."""
+
+    prompt: Annotated[
+        Text,
+        Field(
+            max_length=MAX_PROMPT_CHARS,
+            description=f"text of at most {MAX_PROMPT_CHARS} characters, without control characters",
+        ),
+    ]
+    negative_prompt: Annotated[
+        Text,
+        Field(
+            max_length=MAX_PROMPT_CHARS,
+            description=f"text of at most {MAX_PROMPT_CHARS} characters; counts with guidance_scale above 1",
+        ),
+    ] = ""
+    width: Side = None
+    height: Side = None
+    num_inference_steps: Annotated[
+        int | Literal["auto"] | None,
+        Field(description='a whole number of steps from 1 to the model\'s limit, or "auto": 4 to 1 by load'),
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=MAX_GUIDANCE_SCALE,
+            description=f"a number from 0 to {MAX_GUIDANCE_SCALE:g}; 0 and 1 are off, above 1 is guidance",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}; drawn if absent"),
+    ] = None
+    num_images: Annotated[
+        int,
+        Field(
+            ge=1, le=MAX_IMAGES, description=f"a whole number from 1 to {MAX_IMAGES}; image i has seed + i"
+        ),
+    ] = 1
+    max_sequence_length: Annotated[
+        int | None,
+        Field(
+            ge=MIN_SEQUENCE_LENGTH,
+            le=MAX_SEQUENCE_LENGTH,
+            description=f"a whole number of T5 tokens from {MIN_SEQUENCE_LENGTH} to {MAX_SEQUENCE_LENGTH}",
+        ),
+    ] = None
+    output_format: Annotated[ImageFormat | None, Field(description='"png", "jpeg" or "webp"')] = None
+    output_quality: Annotated[
+        int, Field(ge=1, le=100, description="a whole number from 1 to 100, for jpeg and webp")
+    ] = 90
+    embed_prompt: Annotated[bool, Field(description="true or false: write the prompt into the file")] = False
+    priority: Annotated[Literal["high", "normal", "low"], Field(description='"high", "normal" or "low"')] = (
+        "normal"
+    )
+    deadline_ms: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_DEADLINE_MS,
+            description=f"a whole number of milliseconds from 1 to {MAX_DEADLINE_MS}",
+        ),
+    ] = None
+    image: Annotated[None, Field(description=NOT_YET)] = None
+    mask_image: Annotated[None, Field(description=NOT_YET)] = None
+    strength: Annotated[None, Field(description=NOT_YET)] = None
+
+
+EXAMPLE: Final[dict[str, Any]] = {
+    "prompt": "a red circle on a blue background",
+    "width": 256,
+    "height": 256,
+    "num_inference_steps": 4,
+    "seed": 42,
+}
+
+
+def native_router(engine: Engine) -> APIRouter:
+    """Return the routes under `/v1/generate`."""
+    router = APIRouter(route_class=route_class(render_error), tags=["native"])
+
+    @router.post(
+        "/v1/generate",
+        summary="Make pictures",
+        responses=_responses(),
+        openapi_extra=json_schema(GenerateBody, EXAMPLE),
+    )
+    async def post_generate(http: Request) -> Response:
+        body = await read_json(http, GenerateBody)
+        accepted = _accepted(http)
+        request = _to_request(body, engine, id=exchange_of(http).request_id, accepted=accepted)
+        raw = bool(accepted)
+        if raw and request.num_images > 1:
+            raise InvalidRequest(
+                f"num_images is {request.num_images}; allowed: 1 where Accept asks for the picture itself",
+                field="num_images",
+            )
+        result = await generate(engine, http, request)
+        return _raw(result.images[0]) if raw else await _json(result)
+
+    @router.get(
+        "/v1/generate",
+        summary="One picture by its address",
+        responses=_responses(),
+        openapi_extra=_query_parameters(),
+    )
+    async def get_generate(http: Request) -> Response:
+        body = check_query(http, GenerateBody)
+        request = _to_request(body, engine, id=exchange_of(http).request_id, accepted=_accepted(http))
+        if request.num_images > 1:
+            message = (
+                f"num_images is {request.num_images}; allowed: 1, since the answer is the picture itself"
+            )
+            raise InvalidRequest(message, field="num_images")
+        headers = {} if body.seed is None else _cache_headers(request, engine.model)
+        if headers and _is_known(http, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        return _raw((await generate(engine, http, request)).images[0], headers)
+
+    return router
+
+
+def _to_request(
+    body: GenerateBody, engine: Engine, *, id: str, accepted: Sequence[ImageFormat]
+) -> GenerationRequest:
+    """Fill in the model's defaults, and check what only the model knows."""
+    model = engine.model
+    steps = body.num_inference_steps
+    if isinstance(steps, int) and not 1 <= steps <= model.max_steps:
+        raise InvalidRequest(
+            f'num_inference_steps is {steps}; allowed: a whole number from 1 to {model.max_steps}, or "auto"',
+            field="num_inference_steps",
+        )
+    seed = secrets.randbelow(DRAWN_SEED_LIMIT) if body.seed is None else body.seed
+    if seed + body.num_images - 1 > MAX_SEED:
+        raise InvalidRequest(
+            f"seed is {seed} for {body.num_images} images; allowed: seeds up to {MAX_SEED}", field="seed"
+        )
+    return GenerationRequest(
+        id=id,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        width=body.width or model.default_width,
+        height=body.height or model.default_height,
+        steps=engine.steps_for_auto() if steps == "auto" else steps or model.default_steps,
+        guidance_scale=body.guidance_scale or 0.0,
+        seed=seed,
+        num_images=body.num_images,
+        max_sequence_length=body.max_sequence_length or model.default_sequence_length,
+        image_format=body.output_format or (accepted[0] if accepted else "png"),
+        quality=body.output_quality,
+        embed_prompt=body.embed_prompt,
+        priority=Priority(body.priority),
+        deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
+    )
+
+
+def _accepted(http: Request) -> list[ImageFormat]:
+    """Return the image formats that `Accept` asks for, in its order; any image means PNG."""
+    accepted: list[ImageFormat] = []
+    for part in http.headers.get("accept", "").split(","):
+        media_type, *parameters = (word.strip().lower() for word in part.split(";"))
+        if "q=0" in parameters:
+            continue
+        if media_type in IMAGE_TYPES:
+            accepted.append(IMAGE_TYPES[media_type])
+        elif media_type == "image/*":
+            accepted.append("png")
+    return accepted
+
+
+def _raw(image: Image, headers: dict[str, str] | None = None) -> Response:
+    return Response(
+        image.data, media_type=image.content_type, headers={"X-Seed": str(image.seed)} | (headers or {})
+    )
+
+
+async def _json(result: GenerationResult) -> Response:
+    """Encode in a thread: eight pictures of 1536 pixels are 75 MB of base64."""
+    answer = {
+        "id": result.id,
+        "model": result.model,
+        "num_inference_steps": result.steps,
+        "images": [
+            {
+                "b64_json": image.data,  # msgspec writes bytes as base64
+                "content_type": image.content_type,
+                "width": image.width,
+                "height": image.height,
+                "seed": image.seed,
+            }
+            for image in result.images
+        ],
+        "timings": {f"{stage}_s": seconds for stage, seconds in stage_seconds(result.timings).items()},
+    }
+    content = await asyncio.to_thread(msgspec.json.encode, answer)
+    return Response(content, media_type="application/json")
+
+
+def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
+    """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
+    decides = msgspec.structs.replace(request, id="", priority=Priority.NORMAL, deadline_s=None)
+    text = msgspec.json.encode((decides, model.digest, model.dtype, model.numerics))
+    tag = hashlib.sha256(text).hexdigest()[:32]
+    return {
+        "ETag": f'"{tag}"',
+        "Cache-Control": f"public, max-age={CACHED_FOR_S}, immutable",
+        "Vary": "Accept",
+    }
+
+
+def _is_known(http: Request, tag: str) -> bool:
+    sent = http.headers.get("if-none-match", "").split(",")
+    known = [each.strip().removeprefix("W/") for each in sent]
+    return tag in known or "*" in known
+
+
+def _responses() -> dict[int | str, dict[str, Any]]:
+    texts = {400: "The body is not JSON", 413: "The body is too large", 415: "The body is of another type"}
+    texts |= {422: "A field is wrong", 429: "Overloaded: come back after Retry-After"}
+    texts |= {
+        500: "The model failed",
+        503: "Not ready: come back after Retry-After",
+        504: "The deadline passed",
+    }
+    content: dict[str, Any] = {media_type: {} for media_type in (*IMAGE_TYPES, "application/json")}
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": "The picture, or JSON with base64", "content": content}
+    }
+    answers.update((status, {"description": text}) for status, text in texts.items())
+    return answers
+
+
+def _query_parameters() -> dict[str, Any]:
+    schema = GenerateBody.model_json_schema()
+    return {
+        "parameters": [
+            {
+                "name": name,
+                "in": "query",
+                "required": name in schema["required"],
+                "schema": {key: value for key, value in each.items() if key != "description"},
+                "description": each.get("description", ""),
+            }
+            for name, each in schema["properties"].items()
+            if each.get("description") != NOT_YET
+        ]
+    }

@@ -1,0 +1,50 @@
+"""For those who run the server: liveness, readiness, metrics, and the API's documentation without a CDN."""
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from server.engine import Engine
+from server.errors import NotReady
+from server.http.errors import render_error, route_class
+from server.metrics import Metrics
+
+DOCS_PAGE: Final = Path(__file__).with_name("docs.html")
+DOCS_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+)
+
+
+def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
+    """Return `/livez`, `/readyz`, `/metrics` and `/docs`."""
+    router = APIRouter(route_class=route_class(render_error), tags=["operations"])
+
+    @router.get("/livez", summary="The process answers")
+    async def livez() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @router.get("/readyz", summary="A worker takes requests")
+    async def readyz() -> Response:
+        if not engine.ready:
+            raise NotReady("no worker takes requests: loading, draining or restarting", retry_after_s=1)
+        return Response("ok\n", media_type="text/plain")
+
+    @router.get("/metrics", summary="Prometheus metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        headers = {"Content-Security-Policy": DOCS_POLICY}
+        return Response(DOCS_PAGE.read_bytes(), media_type="text/html", headers=headers)
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        app = request.app
+        assert isinstance(app, FastAPI), "the router is part of a FastAPI application"
+        return Response(msgspec.json.encode(app.openapi()), media_type="application/json")
+
+    return router

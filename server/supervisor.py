@@ -1,0 +1,171 @@
+"""One worker process: spawned, spoken to over an inherited socket pair, watched, and replaced when it dies.
+
+What the worker says goes to the engine through callbacks; which request runs where is not known here.
+"""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Final
+
+import structlog
+
+from server.protocol import (
+    FRAME_HEADER,
+    MAX_TO_FRONT_BYTES,
+    Fatal,
+    ProtocolError,
+    Ready,
+    Start,
+    Stop,
+    ToFront,
+    ToWorker,
+    body_length,
+    decode_to_front,
+    frame,
+)
+
+WORKER_COMMAND: Final = (sys.executable, "-m", "server.worker")
+FIRST_DELAY_S: Final = 0.05
+MAX_DELAY_S: Final = 10.0
+STOP_S: Final = 5.0  # a worker that was told to stop and has not is killed
+
+log = structlog.get_logger(__name__)
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    LOST = "lost"
+    REFUSED = "refused"  # it said that a restart would end the same way
+    STOPPED = "stopped"
+
+
+class Supervisor:
+    """Keeps one worker alive until it is stopped.
+
+    `on_message` gets every message; `on_change` is called after every change of `state`.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        on_message: Callable[[ToFront], None],
+        on_change: Callable[[], None],
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        self.start_message = start
+        self.state = State.STARTING
+        self.failures = 0  # deaths since it was ready last
+        self.restarts = 0
+        self.refusal = ""
+        self.pid: int | None = None
+        self._on_message = on_message
+        self._on_change = on_change
+        self._command = command
+        self._writer: asyncio.StreamWriter | None = None
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; the worker is ready when `state` says so."""
+        self._task = asyncio.create_task(self._keep_alive(), name=f"worker {self.start_message.device}")
+
+    def send(self, message: ToWorker) -> None:
+        """Queue a message; to a worker that just died it is lost, and its death is reported."""
+        if self._writer is not None:
+            self._writer.write(frame(message))
+
+    async def stop(self) -> None:
+        """End the worker, kindly for a while, and wait until it is gone."""
+        self._stopping = True
+        self.send(Stop())
+        if self._task is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(self._task), STOP_S)
+            except TimeoutError:
+                self._task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._task
+
+    async def _keep_alive(self) -> None:
+        while not self._stopping:
+            self._enter(State.STARTING)
+            await self._live_once()
+            if self._stopping or self.state is State.REFUSED:
+                break
+            self.failures += 1
+            self.restarts += 1
+            self._enter(State.LOST)
+            delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (self.failures - 1))
+            log.warning("worker_lost", device=self.start_message.device, restart_in_s=delay_s)
+            await asyncio.sleep(delay_s)
+        if self.state is not State.REFUSED:
+            self._enter(State.STOPPED)
+
+    async def _live_once(self) -> None:
+        """Spawn a worker and read what it says until it is gone; leaves no process behind."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+                )
+            except OSError:
+                ours.close()
+                log.exception("worker_not_started", command=self._command)
+                return
+        self.pid = process.pid
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            writer.write(frame(self.start_message))
+            self._writer = writer
+            await self._read(reader)
+        finally:
+            self._writer = None
+            writer.close()
+            await _end(process)
+            self.pid = None
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Hand on messages until the stream ends or makes no sense."""
+        try:
+            while True:
+                header = await reader.readexactly(FRAME_HEADER.size)
+                length = body_length(header, limit_bytes=MAX_TO_FRONT_BYTES)
+                self._hear(decode_to_front(await reader.readexactly(length)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        except ProtocolError as error:
+            log.error("worker_talks_nonsense", device=self.start_message.device, reason=str(error))
+
+    def _hear(self, message: ToFront) -> None:
+        match message:
+            case Ready():
+                self.failures = 0
+                log.info("worker_ready", device=message.model.device, pid=self.pid)
+                self._on_message(message)
+                self._enter(State.READY)
+            case Fatal(message=reason):
+                self.refusal = reason
+                self._enter(State.REFUSED)
+            case _:
+                self._on_message(message)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._on_change()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Wait for a process that is ending by itself, since its socket is closed; kill it if it does not."""
+    try:
+        await asyncio.wait_for(process.wait(), STOP_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

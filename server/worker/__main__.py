@@ -1,0 +1,136 @@
+"""A worker process: `python -m server.worker --fd N`, started by the supervisor on its socket pair.
+
+Loads the model that the first message names, warms up, says that it is ready, and runs the step loop until
+it is told to stop or the front end is gone.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final, cast
+
+import structlog
+import torch
+
+from model.checkpoint import CheckpointError
+from model.device import DtypeName, NumericsName, choose_device, choose_dtype, choose_numerics
+from model.pipeline import Pipeline
+from model.progress import loading_bar
+from model.verify import verify
+from server import logs
+from server.generation import ModelInfo
+from server.protocol import Fatal, ProtocolError, Ready, Start
+from server.worker.connection import Connection
+from server.worker.loop import Inbox, Loop
+
+EXIT_CHECKPOINT: Final = 3
+EXIT_PROTOCOL: Final = 4
+PR_SET_PDEATHSIG: Final = 1
+SCHNELL_MAX_STEPS: Final = 12
+DEV_MAX_STEPS: Final = 50
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Serve until the end; the exit status tells the supervisor whether a restart makes sense."""
+    parser = argparse.ArgumentParser(prog="python -m server.worker")
+    parser.add_argument("--fd", type=int, required=True, help="inherited end of the socket pair")
+    end = socket.socket(fileno=parser.parse_args().fd)
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the front end, which drains first
+    connection, inbox = Connection(end), Inbox()
+    messages = connection.messages()
+    start = next(messages, None)
+    if not isinstance(start, Start):
+        return EXIT_PROTOCOL
+    logs.configure(log_format=start.log_format, log_level=start.log_level)
+    try:
+        pipeline = _load(start)
+    except (CheckpointError, ValueError) as error:
+        connection.send(Fatal(message=str(error)))
+        return EXIT_CHECKPOINT
+    info = _warm_up(pipeline, start.max_steps)
+    threading.Thread(target=_receive, args=(connection, inbox), name="reader", daemon=True).start()
+    connection.send(Ready(model=info))
+    Loop(pipeline=pipeline, inbox=inbox, send=connection.send, max_step_tokens=start.max_step_tokens).run()
+    return 0
+
+
+def _load(start: Start) -> Pipeline:
+    path = Path(start.model)
+    if start.verify_weights:
+        verify(path)
+    device = choose_device(start.device)
+    if start.threads:
+        torch.set_num_threads(start.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32; bfloat16 is the fast path
+    with loading_bar() as progress:
+        return Pipeline.load(
+            path,
+            device=device,
+            dtype=choose_dtype(cast(DtypeName, start.dtype), device),
+            numerics=choose_numerics(cast(NumericsName, start.numerics), device),
+            conditioning_cache_bytes=start.conditioning_cache_bytes,
+            allow_pickle=start.allow_pickle,
+            progress=progress,
+        )
+
+
+def _warm_up(pipeline: Pipeline, max_steps: int) -> ModelInfo:
+    """Make one picture of the default size twice; the second one's time is the first cost estimate."""
+    info = pipeline.info
+    for _ in range(2):
+        began_s = time.monotonic()
+        pipeline.generate(
+            [""],
+            seeds=[0],
+            width=info.default_width,
+            height=info.default_height,
+            steps=info.default_steps,
+            max_sequence_length=info.default_sequence_length,
+        )
+        warm_up_s = time.monotonic() - began_s
+    log.info(
+        "model_loaded", model=info.name, device=info.device, dtype=info.dtype, image_s=round(warm_up_s, 4)
+    )
+    return ModelInfo(
+        name=info.name,
+        digest=info.digest,
+        device=info.device,
+        dtype=info.dtype,
+        numerics=info.numerics,
+        guidance_embed=info.guidance_embed,
+        default_width=info.default_width,
+        default_height=info.default_height,
+        default_steps=info.default_steps,
+        max_steps=max_steps or (DEV_MAX_STEPS if info.guidance_embed else SCHNELL_MAX_STEPS),
+        default_sequence_length=info.default_sequence_length,
+        warm_up_s=warm_up_s,
+    )
+
+
+def _receive(connection: Connection, inbox: Inbox) -> None:
+    """Feed the loop; when the front end is gone or talks nonsense there is nobody left to work for."""
+    try:
+        for message in connection.messages():
+            inbox.put(message)
+    except (OSError, ProtocolError):
+        log.exception("connection_lost")
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process with its parent, also while it computes (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
