@@ -1,12 +1,12 @@
 """Where everything meets: settings become workers, an engine, and an application with all its routes."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
 from server.engine import Engine
@@ -54,9 +54,11 @@ def assemble(engine: Engine, metrics: Metrics) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(AccessMiddleware, metrics=metrics)
-    app.add_exception_handler(HTTPException, _not_routed)
-    for router in (ops_router(engine, metrics), native_router(engine), openai_router(engine)):
+    routers = (ops_router(engine, metrics), native_router(engine), openai_router(engine))
+    for router in routers:
         app.include_router(router)
+    routes = [route for router in routers for route in router.routes]
+    app.add_exception_handler(HTTPException, _answer_unrouted(routes))
     return app
 
 
@@ -83,23 +85,25 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
     ]
 
 
-def _methods_here(request: Request) -> set[str]:
-    """Return the methods of every route at this path; one route alone does not know the others."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return {method for route in matching for method in route.methods or ()}
+def _answer_unrouted(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception], Response]:
+    """Return the handler of what no route takes; it answers in the shape of every other error."""
+
+    def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for this kind only"
+        if error.status_code == 405:
+            allowed = ", ".join(sorted(_methods_at(request, routes)))
+            message = f"{request.method} is not allowed here; allowed: {allowed}"
+            response = render_error(request, MethodNotAllowed(message))
+            response.headers["Allow"] = allowed
+            return response
+        if error.status_code == 404:
+            return render_error(request, NotFound("there is nothing at this path; /docs lists what there is"))
+        return render_error(request, InvalidRequest(str(error.detail)))
+
+    return answer
 
 
-async def _not_routed(request: Request, error: Exception) -> Response:
-    """Answer what no route takes, in the shape of every other error."""
-    assert isinstance(error, HTTPException), "registered for this kind only"
-    if error.status_code == 405:
-        allowed = ", ".join(sorted(_methods_here(request)))
-        response = render_error(
-            request, MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}")
-        )
-        response.headers["Allow"] = allowed
-        return response
-    if error.status_code == 404:
-        return render_error(request, NotFound("there is nothing at this path; /docs lists what there is"))
-    return render_error(request, InvalidRequest(str(error.detail)))
+def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> set[str]:
+    """Return the methods of every route at the path of `request`; one route does not know the others."""
+    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in here if isinstance(route, Route) for method in route.methods or ()}

@@ -1,0 +1,88 @@
+"""The real server in its own processes, on a free port of the loopback interface."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_S = 60.0
+
+
+@dataclass
+class Server:
+    """A running server; `log` is what it wrote to stderr so far."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def worker_pids(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
+
+    def wait_ready(self, within_s: float = READY_S) -> float:
+        """Poll `/readyz` until it is 200; return the seconds that it took."""
+        began = time.monotonic()
+        while time.monotonic() - began < within_s:
+            assert self.process.poll() is None, self.log
+            if httpx.get(f"{self.url}/readyz").status_code == 200:
+                return time.monotonic() - began
+            time.sleep(0.02)
+        raise AssertionError(f"not ready within {within_s} s:\n{self.log}")
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@contextmanager
+def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterator[Server]:
+    """Start `python -m server` and end it whatever happens."""
+    log_path = folder / "server.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server", "--port", "0", *arguments],
+            cwd=ROOT,
+            stderr=log,
+            env={name: value for name, value in os.environ.items() if not name.startswith("FLUX_")},
+        )
+    try:
+        server = Server(process, _url(process, log_path), log_path)
+        if ready:
+            server.wait_ready()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _url(process: subprocess.Popen[bytes], log_path: Path) -> str:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if found := re.search(r"url=(\S+)", log_path.read_text()):
+            return found[1]
+        assert process.poll() is None, log_path.read_text()
+        time.sleep(0.01)
+    raise AssertionError("the server did not say where it listens")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave it as they found it."""
+    with running_server(tmp_path_factory.mktemp("server")) as running:
+        yield running

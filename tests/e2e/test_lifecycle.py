@@ -1,0 +1,170 @@
+"""Starting, dying, draining: nobody is left without an answer."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.e2e.conftest import ROOT, Server, running_server
+
+LONG = {"prompt": "a tree", "width": 768, "height": 768, "num_inference_steps": 12}
+
+
+def post(server: Server, seed: int, **body: object) -> httpx.Response:
+    return httpx.post(
+        f"{server.url}/v1/generate",
+        json={"prompt": "a tree", "seed": seed, **body},
+        headers={"Accept": "image/png"},
+        timeout=120,
+    )
+
+
+def wait_in_hand(server: Server, more_than: float = 0.0) -> None:
+    """Wait until the server has admitted work."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        text = httpx.get(f"{server.url}/metrics").text
+        backlog = next(line for line in text.splitlines() if line.startswith("flux_backlog_device_seconds "))
+        if float(backlog.split()[-1]) > more_than:
+            return
+    raise AssertionError("nothing was admitted")
+
+
+def test_a_killed_worker_costs_nobody_their_picture(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server, ThreadPoolExecutor(8) as clients:
+        running = [clients.submit(post, server, seed, width=384, height=384) for seed in range(8)]
+        wait_in_hand(server)
+        (pid,) = server.worker_pids()
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        while httpx.get(f"{server.url}/readyz").status_code == 200:
+            assert time.monotonic() - began < 2, "the death was not noticed"
+        assert server.wait_ready(within_s=10) < 10
+        answers = [future.result() for future in running]
+        assert [answer.status_code for answer in answers] == [200] * 8
+        alone = [post(server, seed, width=384, height=384).content for seed in range(8)]
+        assert [answer.content for answer in answers] == alone
+        assert "flux_worker_restarts_total 1.0" in httpx.get(f"{server.url}/metrics").text
+
+
+def test_sigterm_finishes_what_was_admitted_and_exits_with_0(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server, ThreadPoolExecutor(4) as clients:
+        running = [clients.submit(post, server, seed, **LONG) for seed in range(4)]
+        wait_in_hand(server)
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while httpx.get(f"{server.url}/readyz").status_code == 200:
+            assert time.monotonic() - began < 2, "still ready while draining"
+        late = post(server, 9)
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "not_ready")
+        assert int(late.headers["retry-after"]) >= 1
+        assert [future.result().status_code for future in running] == [200] * 4
+        assert server.process.wait(30) == 0
+
+
+def test_what_is_not_finished_in_time_is_answered_before_the_end(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--drain-s", "0") as server, ThreadPoolExecutor(1) as clients:
+        running = clients.submit(post, server, 1, width=1536, height=1536, num_inference_steps=12)
+        wait_in_hand(server)
+        assert server.stop() == 0
+        answer = running.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+
+
+def test_a_client_that_leaves_takes_its_work_with_it(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        with ThreadPoolExecutor(1) as clients:
+            leaving = clients.submit(
+                lambda: httpx.post(f"{server.url}/v1/generate", json=LONG | {"num_images": 8}, timeout=0.5)
+            )
+            wait_in_hand(server)
+            assert isinstance(leaving.exception(), httpx.ReadTimeout)
+        began = time.monotonic()
+        assert post(server, 1, width=256, height=256).status_code == 200
+        assert time.monotonic() - began < 5, "eight large pictures were made for nobody"
+        assert "outcome=client_gone" in server.log
+
+
+def test_overload_is_answered_at_the_door(tmp_path: Path) -> None:
+    with running_server(tmp_path, "--max-backlog-s", "0.5") as server, ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda seed: post(server, seed, width=512, height=512), range(16)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        for answer in refused:
+            assert answer.json()["error"]["code"] == "overloaded"
+            assert 1 <= int(answer.headers["retry-after"]) <= 120
+            assert answer.elapsed.total_seconds() < 1
+        assert post(server, 1).status_code == 200
+
+
+def test_a_deadline_that_passes_is_answered_with_504(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        answer = post(server, 1, deadline_ms=50, width=1024, height=1024)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_workers_die_with_a_front_end_that_is_killed(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        (pid,) = server.worker_pids()
+        server.process.kill()
+        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server, ThreadPoolExecutor(1) as clients:
+        running = clients.submit(post, server, 1, width=1536, height=1536, num_inference_steps=12)
+        wait_in_hand(server)
+        server.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{server.url}/readyz").status_code == 200:
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert running.result().status_code == 503
+
+
+def failed_start(*arguments: str, **environment: str) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "server", "--port", "0", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return ended.returncode, ended.stderr
+
+
+def test_a_bad_checkpoint_is_one_line_and_status_3(tmp_path: Path) -> None:
+    status, log = failed_start("--model", str(tmp_path / "nothing"), "--log-level", "error")
+    assert status == 3
+    (line,) = log.strip().splitlines()
+    assert "weights rejected" in line
+    assert "nothing" in line
+
+
+def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:
+    for arguments, environment, named in (
+        (["--portt", "1"], {}, "portt"),
+        (["--port", "x"], {}, "--port"),
+        (["--tls-cert", str(tmp_path)], {}, "tls"),
+        ([], {"FLUX_PROT": "1"}, "FLUX_PROT"),
+    ):
+        status, log = failed_start(*arguments, **environment)
+        assert status == 2
+        assert named in log
+        assert "Traceback" not in log
+
+
+def test_an_address_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
+    with running_server(tmp_path, ready=False) as server:
+        status, log = failed_start("--port", server.url.rpartition(":")[2])
+        assert status == 2
+        assert "cannot listen" in log
