@@ -79,7 +79,7 @@ def open_tensor_file(path: Path, *, allow_pickle: bool) -> TensorFile:
         raise CheckpointError(
             f"{path}: this is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
         )
-    if magic.startswith(PICKLE_MAGIC):
+    if magic.startswith(PICKLE_MAGIC) and magic[8:9] != b"{":  # a header of 128 bytes begins with \x80 too
         if not allow_pickle:
             raise CheckpointError(
                 f"{path}: this is a pickle file, which can run code when it is loaded; use a safetensors "

@@ -20,7 +20,7 @@ from model.bundle import Located
 from model.names import Naming, is_ignored
 from model.safetensors_file import CheckpointError, Reader, StoredTensor
 
-BUFFER_BYTES = 8 << 20
+BUFFER_BYTES = 1 << 20  # 8 MiB took 1.3 to 1.6 times a model of 256 MiB at the peak, this 1.1
 MAX_THREADS = 4
 LISTED = 20  # names per kind in an error message
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}

@@ -5,6 +5,7 @@ refuses everything else.
 """
 
 import pickle  # noqa: TID251 - only for the type of the error that torch.load raises
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class PickledFile:
     def open(cls, path: Path) -> Self:
         """Load a state dict, flat or under `state_dict`; raises `CheckpointError` for anything else."""
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+            # a file and not a path: by its name torch.load would take it for another format
+            with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+                content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path}: is not a pickle of tensors: {reason}") from None

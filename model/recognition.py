@@ -179,6 +179,7 @@ def clip_config(found: Found) -> CLIPTextConfig:
         num_hidden_layers=_count(found, r"(?:text_model\.)?encoder\.layers\.(\d+)\."),
         num_attention_heads=max(1, width // 64),
         max_position_embeddings=shape("embeddings.position_embedding.weight")[0],
+        bos_token_id=0,
         eos_token_id=2,  # as published: the end of text is then found as the largest id
     )
 

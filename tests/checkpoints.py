@@ -34,12 +34,19 @@ DEV_SCHEDULER: dict[str, Any] = {
 
 
 def random_pipeline(
-    tokenizers: Path, *, seed: int = 0, dev: bool = False, small: bool = False, **sizes: Any
+    tokenizers: Path,
+    *,
+    seed: int = 0,
+    dev: bool = False,
+    small: bool = False,
+    plain_autoencoder: bool = False,
+    **sizes: Any,
 ) -> FluxPipeline:
     """Build a float32 pipeline of random weights; `tokenizers` is a folder of `write_tokenizers`.
 
     `dev` has the guidance embedding and the shifted schedule; `small` makes the activations that enter the
-    norms so small that their epsilon counts; `sizes` override the transformer's depths, heads and so on.
+    norms so small that their epsilon counts; `plain_autoencoder` has 32 norm groups, which no tensor shape
+    tells; `sizes` override the transformer's depths, heads and so on.
     """
     torch.manual_seed(seed)
     clip_tokenizer = CLIPTokenizer.from_pretrained(tokenizers / "tokenizer")
@@ -51,7 +58,7 @@ def random_pipeline(
             "attention_head_dim": 32,
             "num_attention_heads": 4,
             "joint_attention_dim": 64,
-            "pooled_projection_dim": 48,
+            "pooled_projection_dim": 128,
             "guidance_embeds": dev,
             "axes_dims_rope": (4, 14, 14),
             **sizes,
@@ -60,10 +67,10 @@ def random_pipeline(
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 32, 32),
+        block_out_channels=(32, 32, 64, 64) if plain_autoencoder else (16, 32, 32, 32),
         layers_per_block=2,
         latent_channels=16,
-        norm_num_groups=8,
+        norm_num_groups=32 if plain_autoencoder else 8,
         sample_size=256,
         scaling_factor=0.3611,
         shift_factor=0.1159,
@@ -76,7 +83,7 @@ def random_pipeline(
             hidden_size=transformer.config.pooled_projection_dim,
             intermediate_size=96,
             num_hidden_layers=2,
-            num_attention_heads=3,
+            num_attention_heads=2,  # of 64, as every published CLIP has them
             bos_token_id=0,
             eos_token_id=2,  # as the published configuration has it
         )
