@@ -144,10 +144,9 @@ class Batcher:
         self._last_turn = {size: turn for size, turn in self._last_turn.items() if size in sizes}
 
 
-def _order(entry: Entry) -> tuple[int, float, int, str]:
-    """Higher priority first, then arrival; of one request's pictures the lower index."""
-    request, _, index = entry.id.rpartition("/")
-    return RANK[entry.priority], entry.arrived_s, int(index) if index.isdigit() else 0, request
+def _order(entry: Entry) -> tuple[int, float]:
+    """Higher priority first, then arrival; at equal times the one that was added first."""
+    return RANK[entry.priority], entry.arrived_s
 
 
 def _advance(entry: Entry, kind: StepKind) -> None:

@@ -1,0 +1,102 @@
+"""A worker without a model: it speaks the real protocol and misbehaves as the prompt asks.
+
+Prompts: `sleep S`, `die`, `fail`, `hang`, `garbage`, `oversized`, `other id`, `twice`, `die once PATH`.
+A picture's bytes name its id, seed and size, so that a mix-up shows.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from server.generation import Image, ImageRequest, ModelInfo, Timings
+from server.protocol import Cancel, Done, Failed, Fatal, Ready, Start, Stop, Submit
+from server.worker.connection import Connection
+
+
+def picture(request: ImageRequest) -> Image:
+    data = f"{request.id} seed {request.seed} {request.width}x{request.height}".encode()
+    return Image(
+        data=data,
+        content_type="image/png",
+        width=request.width,
+        height=request.height,
+        seed=request.seed,
+        timings=Timings(device_s=0.01, denoise_s=0.01, total_s=0.01),
+    )
+
+
+def answer(connection: Connection, end: socket.socket, request: ImageRequest, cancelled: set[str]) -> None:
+    word, _, rest = request.prompt.partition(" ")
+    match word:
+        case "sleep":
+            time.sleep(float(rest))
+        case "die":
+            marker = Path(rest.removeprefix("once ")) if rest else None
+            if marker is None or not marker.exists():
+                if marker is not None:
+                    marker.touch()
+                os._exit(1)
+        case "hang":
+            return
+        case "garbage":
+            end.sendall(b"\x00\x00\x00\x05nonse")
+            return
+        case "oversized":
+            end.sendall(b"\xff\xff\xff\xff")
+            return
+        case "fail":
+            connection.send(Failed(id=request.id, code="generation_failed", message="it was asked to fail"))
+            return
+        case "other":
+            connection.send(Done(id="another/0", image=picture(request)))
+        case "twice":
+            connection.send(Done(id=request.id, image=picture(request)))
+    if request.id not in cancelled:
+        connection.send(Done(id=request.id, image=picture(request)))
+
+
+def main() -> None:
+    end = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+    connection = Connection(end)
+    messages = connection.messages()
+    start = next(messages)
+    assert isinstance(start, Start)
+    if start.model == "refused":
+        connection.send(Fatal(message="the checkpoint is bad"))
+        return
+    if start.model == "stillborn":
+        os._exit(1)
+    model = ModelInfo(
+        name="fake",
+        digest="d",
+        device=start.device,
+        dtype="float32",
+        numerics="exact",
+        guidance_embed=False,
+        default_width=256,
+        default_height=256,
+        default_steps=4,
+        max_steps=12,
+        default_sequence_length=64,
+        warm_up_s=0.01,
+    )
+    connection.send(Ready(model=model))
+    cancelled: set[str] = set()
+    for message in messages:
+        match message:
+            case Submit(image=request):
+                arguments = (connection, end, request, cancelled)
+                threading.Thread(target=answer, args=arguments, daemon=True).start()
+            case Cancel(id=image_id):
+                cancelled.add(image_id)
+                sys.stderr.write(f"cancelled {image_id}\n")
+                sys.stderr.flush()
+            case Stop():
+                return
+
+
+if __name__ == "__main__":
+    main()

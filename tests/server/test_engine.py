@@ -1,0 +1,264 @@
+"""The engine on real child processes that misbehave: everybody is answered, once, with their own picture."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.engine import Engine
+from server.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded, ServerError, WorkerLost
+from server.generation import GenerationRequest
+from server.metrics import Metrics
+from server.protocol import Start
+
+COMMAND = (sys.executable, "-m", "tests.server.fake_worker")
+NAMES = iter(range(10**9))
+
+
+def start(model: str = "fake", device: str = "cpu") -> Start:
+    return Start(
+        model=model,
+        device=device,
+        dtype="auto",
+        numerics="auto",
+        threads=1,
+        max_steps=0,
+        max_step_tokens=8192,
+        conditioning_cache_bytes=0,
+        verify_weights=False,
+        allow_pickle=False,
+        log_format="text",
+        log_level="info",
+    )
+
+
+@asynccontextmanager
+async def engine_on(*models: str, max_backlog_s: float = 100.0, ready: bool = True) -> AsyncIterator[Engine]:
+    engine = Engine(
+        [start(model) for model in models or ("fake",)],
+        metrics=Metrics(),
+        max_backlog_s=max_backlog_s,
+        auto_steps_backlog_s=2.0,
+        command=COMMAND,
+    )
+    await engine.start()
+    try:
+        if ready:
+            async with asyncio.timeout(20):
+                await engine.wait_ready()
+        yield engine
+    finally:
+        await engine.stop(0)
+
+
+def request(prompt: str = "a", **changes: Any) -> GenerationRequest:
+    fields = {"id": f"request-{next(NAMES)}", "prompt": prompt, "width": 256, "height": 256, "steps": 4}
+    return GenerationRequest(**(fields | {"seed": 1, "max_sequence_length": 64} | changes))
+
+
+async def ask(engine: Engine, wanted: GenerationRequest) -> list[str] | str:
+    """Return the pictures as text, or the code of the error; checks that they are the asked ones."""
+    try:
+        async with asyncio.timeout(30):
+            result = await engine.submit(wanted)
+    except ServerError as error:
+        return error.code
+    expected = [f"{image.id} seed {image.seed} {image.width}x{image.height}" for image in wanted.images()]
+    assert [image.data.decode() for image in result.images] == expected
+    return "ok"
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(story(), 60))  # type: ignore[arg-type]
+
+
+async def worker_pid(engine: Engine) -> int:
+    pid = engine._workers[0].supervisor.pid
+    assert pid is not None
+    return pid
+
+
+def test_several_pictures_come_in_the_order_of_their_seeds() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            result = await engine.submit(request(num_images=4, seed=10))
+            assert [image.seed for image in result.images] == [10, 11, 12, 13]
+            assert engine.stats().backlog_s == 0.0
+
+    run(story)
+
+
+def test_a_killed_worker_costs_nobody_their_picture() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            asked = [asyncio.create_task(ask(engine, request("sleep 0.5", seed=seed))) for seed in range(8)]
+            await asyncio.sleep(0.1)
+            os.kill(await worker_pid(engine), signal.SIGKILL)
+            assert await asyncio.gather(*asked) == ["ok"] * 8
+            assert engine.stats().in_hand == engine.stats().waiting == 0
+
+    run(story)
+
+
+def test_a_picture_that_kills_twice_takes_no_neighbour_with_it() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            neighbours = [asyncio.create_task(ask(engine, request("sleep 0.3"))) for _ in range(4)]
+            killer = asyncio.create_task(ask(engine, request("die")))
+            assert await killer == WorkerLost.code
+            assert await asyncio.gather(*neighbours) == ["ok"] * 4
+            assert await ask(engine, request()) == "ok"
+
+    run(story)
+
+
+def test_a_picture_that_kills_once_is_made_the_second_time(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            assert await ask(engine, request(f"die once {tmp_path / 'marker'}")) == "ok"
+
+    run(story)
+
+
+def test_lost_pictures_move_to_another_worker(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on("fake", "fake") as engine:
+            while engine.stats().workers_ready < 2:
+                await asyncio.sleep(0.01)
+            killer = f"die once {tmp_path / 'marker'}"
+            began = time.monotonic()
+            assert await ask(engine, request(killer)) == "ok"
+            assert time.monotonic() - began < 5
+
+    run(story)
+
+
+def test_a_failed_picture_fails_its_request_only() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            answers = await asyncio.gather(ask(engine, request("fail")), ask(engine, request("sleep 0.1")))
+            assert answers == [GenerationFailed.code, "ok"]
+
+    run(story)
+
+
+@pytest.mark.parametrize("prompt", ["garbage", "oversized"])
+def test_a_worker_that_talks_nonsense_is_replaced(prompt: str) -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            first = await worker_pid(engine)
+            assert await ask(engine, request(prompt)) == WorkerLost.code
+            assert await ask(engine, request()) == "ok"
+            assert await worker_pid(engine) != first
+
+    run(story)
+
+
+@pytest.mark.parametrize("prompt", ["other id", "twice"])
+def test_answers_that_nobody_asked_for_reach_nobody(prompt: str) -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            answers = await asyncio.gather(ask(engine, request(prompt)), ask(engine, request("sleep 0.1")))
+            assert answers == ["ok", "ok"]
+
+    run(story)
+
+
+def test_a_client_that_leaves_cancels_its_work(capfd: pytest.CaptureFixture[str]) -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            leaving = asyncio.create_task(engine.submit(request("sleep 5", id="leaver", num_images=2)))
+            await asyncio.sleep(0.1)
+            assert engine.stats().in_hand == 2
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            assert engine.stats().in_hand == 0
+            assert engine.stats().backlog_s == 0.0
+            assert await ask(engine, request()) == "ok"
+
+    run(story)
+    assert {"cancelled leaver/0", "cancelled leaver/1"} <= set(capfd.readouterr().err.splitlines())
+
+
+def test_a_deadline_is_kept_even_by_a_worker_that_hangs() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            began = time.monotonic()
+            assert await ask(engine, request("hang", deadline_s=0.3)) == DeadlineExceeded.code
+            assert time.monotonic() - began < 2
+
+    run(story)
+
+
+def test_overload_reaches_no_worker() -> None:
+    async def story() -> None:
+        async with engine_on(max_backlog_s=0.015) as engine:
+            first = asyncio.create_task(ask(engine, request("sleep 0.5")))
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+            assert await ask(engine, request("die")) == Overloaded.code
+            assert time.monotonic() - began < 0.1
+            assert await first == "ok"
+
+    run(story)
+
+
+def test_stopping_answers_what_it_cannot_finish() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            quick = asyncio.create_task(ask(engine, request("sleep 0.2")))
+            slow = asyncio.create_task(ask(engine, request("sleep 30")))
+            await asyncio.sleep(0.1)
+            stopping = asyncio.create_task(engine.stop(0.5))
+            await asyncio.sleep(0.05)
+            assert not engine.ready
+            assert await ask(engine, request()) == NotReady.code
+            assert await quick == "ok"
+            assert await slow == NotReady.code
+            await stopping
+
+    run(story)
+
+
+def test_a_refused_checkpoint_is_told_and_not_tried_again() -> None:
+    async def story() -> None:
+        async with engine_on("refused", ready=False) as engine:
+            assert await engine.wait_refused() == "the checkpoint is bad"
+            assert await ask(engine, request()) == NotReady.code
+            with pytest.raises(NotReady):
+                await engine.wait_ready()
+
+    run(story)
+
+
+def test_a_worker_that_never_starts_keeps_nobody_waiting() -> None:
+    async def story() -> None:
+        async with engine_on("stillborn", ready=False) as engine:
+            assert await ask(engine, request()) == NotReady.code
+            assert not engine.ready
+
+    run(story)
+
+
+def test_kills_while_restarting_lose_nothing() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            asked = [asyncio.create_task(ask(engine, request("sleep 0.2", seed=i))) for i in range(4)]
+            await asyncio.sleep(0.1)
+            killed: set[int | None] = {None}
+            for _ in range(4):  # the last three while they are still starting
+                while (pid := engine._workers[0].supervisor.pid) in killed:
+                    await asyncio.sleep(0.005)
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+            assert await asyncio.gather(*asked) == ["ok"] * 4
+
+    run(story)
