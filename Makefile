@@ -6,7 +6,7 @@ PYTHON ?= python3
 PIP_VERSION = 26.2
 BIN = .venv/bin
 
-.PHONY: serve test check format
+.PHONY: serve test check format replay-dockerfile
 .DELETE_ON_ERROR:
 
 serve: .venv/serve.stamp
@@ -23,6 +23,12 @@ check: .venv/test.stamp
 format: .venv/test.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Replays the Dockerfile's build, entry point and health check where no Docker engine runs.
+replay-dockerfile: .venv/test.stamp
+	rm -rf build/replay
+	$(BIN)/python -m tests.deploy.dockerfile build/replay
+	rm -rf build/replay
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -5,8 +5,9 @@ errors, so that a misspelt setting never does nothing.
 """
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -80,7 +81,8 @@ class Settings(BaseSettings):
     tls_key: Annotated[Path | None, Field(description="PEM private key of --tls-cert")] = None
     log_format: Annotated[Literal["text", "json"], Field(description="one line per event")] = "text"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="debug also logs prompts")
+        Literal["debug", "info", "warning", "error"],
+        Field(description="least severe level that is logged; prompts never are"),
     ] = "info"
 
     @field_validator("tls_cert", "tls_key")
@@ -101,3 +103,20 @@ def unknown_variables(environment: "os._Environ[str] | dict[str, str]") -> list[
     """Names that carry the prefix but are no setting: most likely misspelt."""
     known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
     return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)
+
+
+def markdown_table() -> str:
+    """Return the settings as the README shows them: `python -m server.settings` prints it."""
+    lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = "embedded" if field.default == EMBEDDED_MODEL else str(field.default).lower()
+        shown = "" if field.default is None else f"`{default}`"
+        choices = get_args(field.annotation)
+        words = [f"`{word}`" for word in choices if isinstance(word, str)]
+        meaning = (field.description or "") + (f" ({', '.join(words)})" if words else "")
+        lines.append(f"| `--{name.replace('_', '-')}` | {shown} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown_table())

@@ -1,8 +1,9 @@
 """PNG fast enough not to be a stage: one filter for the whole picture, deflate by Intel's ISA-L.
 
-1024x1024 photographs take 8.5 ms on one core where Pillow's default takes 222 ms, at the size of Pillow's
-level 1 (loadtests/results/png.csv). Both numpy and isal release the interpreter lock. The same pixels and
-texts always give the same bytes.
+A 1024x1024 photograph takes 9.4 ms on one core where Pillow's default takes 221 ms and its level 1, of the
+same size, 82 ms (loadtests/results/png.csv). fpng takes 3.1 ms for 9 % more bytes, but its package has no
+wheel beyond Python 3.11 and holds the interpreter lock; numpy and isal release it. The same pixels and texts
+always give the same bytes.
 """
 
 import re

@@ -1,0 +1,84 @@
+"""The README's commands do what it says, and its table is the settings."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from server.settings import markdown_table
+from tests.e2e.conftest import Server, running_server
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def block(language: str, word: str) -> str:
+    (found,) = (text for kind, text in BLOCKS if kind == language and word in text)
+    return found
+
+
+def test_make_serve_sets_up_and_serves(tmp_path: Path) -> None:
+    commands = block("bash", "make serve").splitlines()
+    assert [shlex.split(line, comments=True) for line in commands] == [["make", "serve"], ["make", "test"]]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["make", "serve", "ARGS=--port 0"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while not (found := re.search(r"url=(\S+)", (tmp_path / "log").read_text())):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        while httpx.get(f"{found[1]}/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_the_curl_command_writes_a_picture(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server:
+        command = block("bash", "curl").replace("http://127.0.0.1:8000", server.url)
+        subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True, capture_output=True)
+        with Image.open(tmp_path / "circle.png") as image:
+            assert image.size == (256, 256)
+        run_python(block("python", "OpenAI"), server)
+
+
+def run_python(code: str, server: Server) -> None:
+    code = code.replace("http://127.0.0.1:8000", server.url) + "\nassert picture.data[0].b64_json\n"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_settings_table_is_the_settings() -> None:
+    table = README.split("<!-- settings: python -m server.settings -->\n")[1].split("<!-- /settings -->")[0]
+    assert table == markdown_table(), "run `python -m server.settings` and paste what it prints"
+
+
+def test_every_file_that_it_names_exists() -> None:
+    for cell in re.findall(r"^\| \d+ \| (.+?) \|", README, re.MULTILINE):
+        names = re.findall(r"`([\w/.]+)`", cell)
+        folder = Path()
+        for name in names:
+            path = Path(name) if "/" in name else folder / name
+            assert (ROOT / path).exists(), path
+            folder = path.parent
+
+
+@pytest.mark.parametrize("module", ["server", "model.generate", "model.verify"])
+def test_every_command_has_help(module: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "usage: python -m " + module in ended.stdout
