@@ -32,6 +32,7 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         metrics=metrics,
         max_backlog_s=settings.max_backlog_s,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
+        hang_s=settings.hang_s,
     )
     return assemble(engine, metrics), engine
 

@@ -5,6 +5,7 @@ or with one error of `server.errors`.
 """
 
 import asyncio
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ class Worker:
     supervisor: Supervisor
     in_hand: dict[str, Pending] = field(default_factory=dict)
     alone: bool = False  # it is running a suspect, and nothing else may join
+    quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
     def load(self, index: int) -> Load:
         return Load(
@@ -71,7 +73,8 @@ class Engine:
 
     A picture whose worker died is run once more. Since any picture that the dead worker had in hand may be
     what killed it, these suspects run one at a time and alone, so that one which kills again takes no
-    neighbour with it; until they are through, nothing else is handed out.
+    neighbour with it; until they are through, nothing else is handed out. A worker that has work and says
+    nothing for `hang_s` is taken for dead.
     """
 
     def __init__(
@@ -81,11 +84,15 @@ class Engine:
         metrics: Metrics,
         max_backlog_s: float,
         auto_steps_backlog_s: float,
+        hang_s: float,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
         self._admission = Admission(max_backlog_s)
         self._auto_steps_backlog_s = auto_steps_backlog_s
+        self._hang_s = hang_s
+        self._watch: asyncio.Task[None] | None = None
+        self._numbers = itertools.count()
         self._model: ModelInfo | None = None
         self._waiting: deque[Pending] = deque()
         self._suspects: deque[Pending] = deque()
@@ -109,6 +116,7 @@ class Engine:
         """Spawn the workers; returns before they are ready."""
         for worker in self._workers:
             worker.supervisor.start()
+        self._watch = asyncio.create_task(self._end_hanging_workers())
 
     async def wait_ready(self) -> None:
         """Wait until a worker takes requests; raises `NotReady` if none ever will."""
@@ -181,6 +189,8 @@ class Engine:
             await asyncio.wait(answers, timeout=drain_s)
         for pending in list(self._unanswered):
             _fail(pending, NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S))
+        if self._watch is not None:
+            self._watch.cancel()
         await asyncio.gather(*(worker.supervisor.stop() for worker in self._workers))
 
     def _admit(self, request: GenerationRequest, *, now: float) -> list[Pending]:
@@ -189,7 +199,8 @@ class Engine:
         model = self.model
         if all(_is_hopeless(worker.supervisor) for worker in self._workers):
             raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
-        images = request.images()
+        # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
+        images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
         costs = [self._admission.cost_s(image, model) for image in images]
         self._admission.admit(sum(costs), workers=len(self._workers), deadline_s=request.deadline_s)
         self._metrics.backlog(self._admission.backlog_s)
@@ -240,13 +251,16 @@ class Engine:
         pending.attempts += 1
         pending.worker = index
         worker = self._workers[index]
-        worker.in_hand[pending.image.id] = pending
         now = asyncio.get_running_loop().time()
+        if not worker.in_hand:
+            worker.quiet_since = now
+        worker.in_hand[pending.image.id] = pending
         left_s = None if pending.deadline is None else max(0.0, pending.deadline - now)
         worker.supervisor.send(Submit(image=msgspec.structs.replace(pending.image, deadline_s=left_s)))
 
     def _hearer(self, index: int) -> Callable[[ToFront], None]:
         def hear(message: ToFront) -> None:
+            self._workers[index].quiet_since = asyncio.get_running_loop().time()
             match message:
                 case Ready(model=model):
                     self._learn(model)
@@ -262,6 +276,16 @@ class Engine:
                     raise AssertionError(f"the supervisor keeps {message} to itself")
 
         return hear
+
+    async def _end_hanging_workers(self) -> None:
+        """Kill workers that have work and stay silent; their death is then handled like any other."""
+        while True:
+            await asyncio.sleep(self._hang_s / 4)
+            now = asyncio.get_running_loop().time()
+            for index, worker in enumerate(self._workers):
+                if worker.in_hand and now - worker.quiet_since > self._hang_s:
+                    log.error("worker_hangs", worker=index, images=list(worker.in_hand))
+                    worker.supervisor.kill()
 
     def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
         """Give an answer to the picture of this very id; one that nobody waits for is dropped."""

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
         Field(description='backlog at which num_inference_steps "auto" goes down by one step each', gt=0),
     ] = 2.0
     drain_s: Annotated[float, Field(description="seconds that SIGTERM leaves to admitted work", ge=0)] = 30.0
+    hang_s: Annotated[
+        float, Field(description="seconds without a sign of life after which a busy worker is replaced", gt=0)
+    ] = 300.0
     conditioning_cache_mb: Annotated[
         int, Field(description="bound of the prompt conditioning cache per worker, MiB; 0 turns it off", ge=0)
     ] = 256

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -29,6 +30,8 @@ from server.protocol import (
 )
 
 WORKER_COMMAND: Final = (sys.executable, "-m", "server.worker")
+SOURCE_TREE: Final = Path(__file__).resolve().parent.parent  # the packages are run from here, not installed
+READ_BYTES: Final = 1 << 20
 FIRST_DELAY_S: Final = 0.05
 MAX_DELAY_S: Final = 10.0
 STOP_S: Final = 5.0  # a worker that was told to stop and has not is killed
@@ -63,13 +66,17 @@ class Supervisor:
         self.failures = 0  # deaths since it was ready last
         self.restarts = 0
         self.refusal = ""
-        self.pid: int | None = None
         self._on_message = on_message
         self._on_change = on_change
         self._command = command
+        self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Begin; the worker is ready when `state` says so."""
@@ -79,6 +86,11 @@ class Supervisor:
         """Queue a message; to a worker that just died it is lost, and its death is reported."""
         if self._writer is not None:
             self._writer.write(frame(message))
+
+    def kill(self) -> None:
+        """End the process at once; it is replaced as after any death."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     async def stop(self) -> None:
         """End the worker, kindly for a while, and wait until it is gone."""
@@ -113,14 +125,14 @@ class Supervisor:
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *self._command, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+                    *self._command, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()], cwd=SOURCE_TREE
                 )
             except OSError:
                 ours.close()
                 log.exception("worker_not_started", command=self._command)
                 return
-        self.pid = process.pid
-        reader, writer = await asyncio.open_connection(sock=ours)
+        self._process = process
+        reader, writer = await asyncio.open_connection(sock=ours, limit=READ_BYTES)
         try:
             writer.write(frame(self.start_message))
             self._writer = writer
@@ -129,7 +141,7 @@ class Supervisor:
             self._writer = None
             writer.close()
             await _end(process)
-            self.pid = None
+            self._process = None
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Hand on messages until the stream ends or makes no sense."""
@@ -142,6 +154,8 @@ class Supervisor:
             return
         except ProtocolError as error:
             log.error("worker_talks_nonsense", device=self.start_message.device, reason=str(error))
+        except Exception:  # a fault of ours while it was heard: without a reader nobody would be answered
+            log.exception("reader_failed", device=self.start_message.device)
 
     def _hear(self, message: ToFront) -> None:
         match message:

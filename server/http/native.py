@@ -42,7 +42,7 @@ MIN_SEQUENCE_LENGTH: Final = 16
 MAX_DEADLINE_MS: Final = 3_600_000
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 SIDE_RULE: Final = f"a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} (pixels)"
-CACHED_FOR_S: Final = 31_536_000  # a seeded picture never changes
+CACHED_FOR_S: Final = 3600  # then the tag is asked for again, which costs no picture unless the model changed
 
 Side = Annotated[
     int | None, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE, description=SIDE_RULE)
@@ -165,7 +165,8 @@ def native_router(engine: Engine) -> APIRouter:
                 f"num_images is {request.num_images}; allowed: 1, since the answer is the picture itself"
             )
             raise InvalidRequest(message, field="num_images")
-        headers = {} if body.seed is None else _cache_headers(request, engine.model)
+        varies = body.seed is None or body.num_inference_steps == "auto"
+        headers = {} if varies else _cache_headers(request, engine.model)
         if headers and _is_known(http, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         return _raw((await generate(engine, http, request)).images[0], headers)
@@ -257,7 +258,7 @@ def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, st
     tag = hashlib.sha256(text).hexdigest()[:32]
     return {
         "ETag": f'"{tag}"',
-        "Cache-Control": f"public, max-age={CACHED_FOR_S}, immutable",
+        "Cache-Control": f"public, max-age={CACHED_FOR_S}",
         "Vary": "Accept",
     }
 

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final, cast
 
@@ -101,17 +102,8 @@ def _warm_up(pipeline: Pipeline, max_steps: int) -> ModelInfo:
         "model_loaded", model=info.name, device=info.device, dtype=info.dtype, image_s=round(warm_up_s, 4)
     )
     return ModelInfo(
-        name=info.name,
-        digest=info.digest,
-        device=info.device,
-        dtype=info.dtype,
-        numerics=info.numerics,
-        guidance_embed=info.guidance_embed,
-        default_width=info.default_width,
-        default_height=info.default_height,
-        default_steps=info.default_steps,
+        **asdict(info),
         max_steps=max_steps or (DEV_MAX_STEPS if info.guidance_embed else SCHNELL_MAX_STEPS),
-        default_sequence_length=info.default_sequence_length,
         warm_up_s=warm_up_s,
     )
 

@@ -119,7 +119,7 @@ def test_an_address_gives_a_picture_that_caches_know(server: Server) -> None:
     url = f"{server.url}/v1/generate?prompt=a%20house&seed=3&width=256"
     first = httpx.get(url, timeout=60)
     assert first.headers["content-type"] == "image/png"
-    assert "immutable" in first.headers["cache-control"]
+    assert first.headers["cache-control"].startswith("public, max-age=")
     again = httpx.get(url, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     other = httpx.get(url + "1", headers={"If-None-Match": first.headers["etag"]}, timeout=60)
@@ -146,6 +146,17 @@ def test_prompts_stay_out_of_the_log_and_the_metrics(server: Server) -> None:
     httpx.post(f"{server.url}/v1/generate", json={"prompt": "zanzibar canary", "width": 3})
     assert "zanzibar" not in server.log
     assert "zanzibar" not in httpx.get(f"{server.url}/metrics").text
+
+
+def test_requests_with_the_same_id_do_not_meet(server: Server) -> None:
+    def ask(seed: int) -> bytes:
+        body = {"prompt": "a fish", "seed": seed, "width": 384}
+        headers = PNG | {"X-Request-Id": "everybody-has-this"}
+        return httpx.post(f"{server.url}/v1/generate", json=body, headers=headers, timeout=60).content
+
+    with ThreadPoolExecutor(6) as clients:
+        together = list(clients.map(ask, range(6)))
+    assert together == [generate(server, prompt="a fish", seed=seed, width=384).content for seed in range(6)]
 
 
 def test_auto_steps_are_told(server: Server) -> None:

@@ -177,6 +177,19 @@ def test_bare_text_encoders_give_their_sizes_too(source: Path, tmp_path: Path) -
         assert getattr(bare.clip_config, key) == getattr(described.clip_config, key)
 
 
+def test_tokenizers_in_their_published_files_are_read(
+    source: Path, expected: Pixels, tokenizers: Path, tmp_path: Path
+) -> None:
+    """vocab.json with merges.txt, and spiece.model: what the original layout's text encoders come with."""
+    folder = layouts.write_original(source, tmp_path / "checkpoint")
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.rmtree(folder / name)
+    shutil.copytree(tokenizers / "tokenizer", folder / "clip")
+    shutil.copytree(tokenizers / "tokenizer_2", folder / "t5")
+    assert not list(folder.rglob("tokenizer.json"))
+    assert np.array_equal(picture(load(folder)), expected)
+
+
 def test_dev_weights_are_told_by_their_guidance(oracle: Oracle, tmp_path: Path) -> None:
     _, folder = oracle(dev=True, plain_autoencoder=True)
     checkpoint = open_checkpoint(layouts.write_original(folder, tmp_path / "checkpoint"))

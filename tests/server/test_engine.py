@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -40,12 +41,15 @@ def start(model: str = "fake", device: str = "cpu") -> Start:
 
 
 @asynccontextmanager
-async def engine_on(*models: str, max_backlog_s: float = 100.0, ready: bool = True) -> AsyncIterator[Engine]:
+async def engine_on(
+    *models: str, max_backlog_s: float = 100.0, hang_s: float = 60.0, ready: bool = True
+) -> AsyncIterator[Engine]:
     engine = Engine(
         [start(model) for model in models or ("fake",)],
         metrics=Metrics(),
         max_backlog_s=max_backlog_s,
         auto_steps_backlog_s=2.0,
+        hang_s=hang_s,
         command=COMMAND,
     )
     await engine.start()
@@ -70,8 +74,12 @@ async def ask(engine: Engine, wanted: GenerationRequest) -> list[str] | str:
             result = await engine.submit(wanted)
     except ServerError as error:
         return error.code
-    expected = [f"{image.id} seed {image.seed} {image.width}x{image.height}" for image in wanted.images()]
-    assert [image.data.decode() for image in result.images] == expected
+    for index, image in enumerate(result.images):
+        name = (
+            re.escape(wanted.id) + rf"#\d+/{index} seed {wanted.seed + index} {wanted.width}x{wanted.height}"
+        )
+        assert re.fullmatch(name, image.data.decode())
+    assert len(result.images) == wanted.num_images
     return "ok"
 
 
@@ -184,7 +192,8 @@ def test_a_client_that_leaves_cancels_its_work(capfd: pytest.CaptureFixture[str]
             assert await ask(engine, request()) == "ok"
 
     run(story)
-    assert {"cancelled leaver/0", "cancelled leaver/1"} <= set(capfd.readouterr().err.splitlines())
+    cancelled = re.findall(r"cancelled leaver#\d+/(\d)", capfd.readouterr().err)
+    assert sorted(cancelled) == ["0", "1"]
 
 
 def test_a_deadline_is_kept_even_by_a_worker_that_hangs() -> None:
@@ -193,6 +202,26 @@ def test_a_deadline_is_kept_even_by_a_worker_that_hangs() -> None:
             began = time.monotonic()
             assert await ask(engine, request("hang", deadline_s=0.3)) == DeadlineExceeded.code
             assert time.monotonic() - began < 2
+
+    run(story)
+
+
+def test_a_worker_that_hangs_is_replaced() -> None:
+    async def story() -> None:
+        async with engine_on(hang_s=0.5) as engine:
+            assert await ask(engine, request("hang")) == WorkerLost.code
+            assert await ask(engine, request("sleep 0.2")) == "ok"
+            await asyncio.sleep(0.8)
+            assert engine.ready, "a worker without work may be silent"
+
+    run(story)
+
+
+def test_the_same_request_id_twice_is_two_requests() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            asked = [ask(engine, request("sleep 0.1", id="same", seed=seed)) for seed in (1, 2, 3)]
+            assert await asyncio.gather(*asked) == ["ok"] * 3
 
     run(story)
 
