@@ -40,6 +40,11 @@ class ConditioningCache:
         self.misses = 0
         self._kept: OrderedDict[Prompt, Conditioning] = OrderedDict()
 
+    def clear(self) -> None:
+        """Forget everything, the counts too."""
+        self._kept.clear()
+        self.size_bytes = self.hits = self.misses = 0
+
     def get(self, prompt: Prompt) -> Conditioning | None:
         """Return what was put for `prompt` and make it the last to leave."""
         conditioning = self._kept.get(prompt)

@@ -20,6 +20,7 @@ from server.metrics import Metrics, stage_seconds
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 CLIENT_GONE: Final = 499
+POLLED: Final = frozenset({"/livez", "/readyz", "/metrics"})  # every few seconds, by machines
 
 log = structlog.get_logger("server.access")
 
@@ -65,7 +66,8 @@ class AccessMiddleware:
             outcome = "client_gone"
         assert outcome in ERROR_CODES | {"ok", "client_gone"}, f"{outcome} is a new label"
         self._metrics.request(route, outcome, exchange.result)
-        log.info(
+        write = log.debug if route in POLLED else log.info
+        write(
             "request",
             request_id=exchange.request_id,
             method=scope["method"],

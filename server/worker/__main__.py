@@ -98,6 +98,7 @@ def _warm_up(pipeline: Pipeline, max_steps: int) -> ModelInfo:
             max_sequence_length=info.default_sequence_length,
         )
         warm_up_s = time.monotonic() - began_s
+    pipeline.conditioning.clear()
     log.info(
         "model_loaded", model=info.name, device=info.device, dtype=info.dtype, image_s=round(warm_up_s, 4)
     )

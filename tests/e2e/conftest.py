@@ -51,7 +51,13 @@ class Server:
 
 @contextmanager
 def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterator[Server]:
-    """Start `python -m server` and end it whatever happens."""
+    """Start `python -m server` and end it whatever happens.
+
+    A machine that is busy otherwise makes pictures look expensive: the bound on the backlog is far away
+    unless a test sets it.
+    """
+    if "--max-backlog-s" not in arguments:
+        arguments = (*arguments, "--max-backlog-s", "3600")
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
@@ -74,7 +80,7 @@ def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterato
 def _url(process: subprocess.Popen[bytes], log_path: Path) -> str:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        if found := re.search(r"url=(\S+)", log_path.read_text()):
+        if found := re.search(r'url"?[=:] ?"?([^\s",]+)', log_path.read_text()):
             return found[1]
         assert process.poll() is None, log_path.read_text()
         time.sleep(0.01)

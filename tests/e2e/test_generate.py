@@ -159,6 +159,18 @@ def test_requests_with_the_same_id_do_not_meet(server: Server) -> None:
     assert together == [generate(server, prompt="a fish", seed=seed, width=384).content for seed in range(6)]
 
 
+def test_a_prompt_that_comes_again_is_a_hit(server: Server) -> None:
+    def look_ups(outcome: str) -> float:
+        text = httpx.get(f"{server.url}/metrics").text
+        name = f'flux_conditioning_cache_total{{outcome="{outcome}"}} '
+        return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), 0.0)
+
+    hits, misses = look_ups("hit"), look_ups("miss")
+    for seed in range(3):
+        generate(server, prompt="a prompt that no other test has", seed=seed)
+    assert (look_ups("hit") - hits, look_ups("miss") - misses) == (2, 1)
+
+
 def test_auto_steps_are_told(server: Server) -> None:
     body = {"prompt": "a cat", "num_inference_steps": "auto"}
     assert httpx.post(f"{server.url}/v1/generate", json=body, timeout=60).json()["num_inference_steps"] == 4

@@ -1,7 +1,10 @@
 """Starting, dying, draining: nobody is left without an answer."""
 
+import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -11,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from model.verify import verify, write_sums
 from tests.e2e.conftest import ROOT, Server, running_server
 
 LONG = {"prompt": "a tree", "width": 768, "height": 768, "num_inference_steps": 12}
@@ -127,6 +131,42 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 0
         assert running.result().status_code == 503
+
+
+def test_tls_and_json_logs(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 "
+        "-keyout key.pem -out certificate.pem".split(),
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    arguments = ("--tls-cert", str(certificate), "--tls-key", str(key), "--log-format", "json")
+    with running_server(tmp_path, *arguments, ready=False) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.get(f"{server.url}/livez", verify=trusting).text == "ok\n"
+        assert httpx.get(f"{server.url}/v1/models", verify=trusting).status_code == 503
+        assert server.stop() == 0
+        lines = [json.loads(line) for line in server.log.splitlines()]
+        (request,) = (line for line in lines if line["event"] == "request")
+        assert (request["route"], request["status"], request["level"]) == ("/v1/models", 503, "info")
+
+
+def test_tampered_weights_end_a_verifying_start(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(ROOT / "model" / "tiny", folder)
+    write_sums(folder)
+    path = folder / "vae" / "config.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    status, log = failed_start("--model", str(folder), "--verify-weights", "--log-level", "error")
+    assert status == 3
+    assert "vae/config.json: has SHA-256" in log
+
+
+def test_the_embedded_model_is_as_its_sums_say() -> None:
+    verify(ROOT / "model" / "tiny")
 
 
 def failed_start(*arguments: str, **environment: str) -> tuple[int, str]:

@@ -30,6 +30,15 @@ def test_the_least_recently_used_leaves_first() -> None:
     assert cache.size_bytes == 128
 
 
+def test_clearing_forgets_everything() -> None:
+    cache = ConditioningCache(1000)
+    cache.put(Prompt("a cat", 64), conditioning(3))
+    cache.get(Prompt("a cat", 64))
+    cache.clear()
+    assert (cache.size_bytes, cache.hits, cache.misses) == (0, 0, 0)
+    assert cache.get(Prompt("a cat", 64)) is None
+
+
 def test_what_is_larger_than_the_bound_is_not_kept() -> None:
     cache = ConditioningCache(0)
     cache.put(Prompt("a cat", 64), conditioning(3))

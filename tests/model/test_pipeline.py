@@ -1,0 +1,107 @@
+"""The pipeline's stages: caching, batching of prompts, and that a step is all or nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.conditioning import Prompt
+from model.layout import Numerics
+from model.pipeline import Pipeline, Sample
+from tests.model.conftest import Oracle
+
+TEXTS = ("a red circle", "two green stars above a tree", "")
+
+
+def load(folder: Path, numerics: Numerics = Numerics.EXACT) -> Pipeline:
+    return Pipeline.load(folder, device=torch.device("cpu"), dtype=torch.float32, numerics=numerics)
+
+
+def begin(pipeline: Pipeline, text: str = "a cat", seed: int = 0, steps: int = 2, width: int = 256) -> Sample:
+    (conditioning,) = pipeline.encode([Prompt(text, 64)])
+    return pipeline.start(
+        conditioning=conditioning,
+        negative=None,
+        width=width,
+        height=256,
+        steps=steps,
+        seed=seed,
+        guidance_scale=0.0,
+    )
+
+
+def test_a_prompt_is_encoded_once(oracle: Oracle) -> None:
+    pipeline = load(oracle()[1])
+    first = pipeline.encode([Prompt("a cat", 64), Prompt("a cat", 64), Prompt("a dog", 64)])
+    assert first[0] is first[1]
+    assert (pipeline.conditioning.hits, pipeline.conditioning.misses) == (0, 2)
+    assert pipeline.encode([Prompt("a cat", 64)])[0] is first[0]
+    assert pipeline.conditioning.hits == 1
+
+
+def test_prompts_of_one_length_are_encoded_as_one_batch_in_fast_numerics(oracle: Oracle) -> None:
+    """Together and alone agree within rounding; in exact numerics they agree in every bit."""
+    folder = oracle()[1]
+    for numerics, tolerance in ((Numerics.FAST, 1e-5), (Numerics.EXACT, 0.0)):
+        together = load(folder, numerics).encode([Prompt(text, 64) for text in TEXTS])
+        alone = [load(folder, numerics).encode([Prompt(text, 64)])[0] for text in TEXTS]
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one.txt, other.txt, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(one.pooled, other.pooled, rtol=tolerance, atol=tolerance)
+
+
+def test_lengths_may_be_mixed(oracle: Oracle) -> None:
+    pipeline = load(oracle()[1], Numerics.FAST)
+    lengths = [len(each.txt) for each in pipeline.encode([Prompt("a", 64), Prompt("a", 32), Prompt("b", 64)])]
+    assert lengths == [64, 32, 64]
+
+
+def test_samples_at_different_steps_and_sizes_share_a_step_and_stay_themselves(oracle: Oracle) -> None:
+    pipeline = load(oracle()[1])
+    alone = [begin(pipeline, seed=1, steps=3), begin(pipeline, seed=2, steps=1, width=384)]
+    for sample in alone:
+        while not sample.finished:
+            pipeline.denoise_step([sample])
+    ahead, late = begin(pipeline, seed=1, steps=3), begin(pipeline, seed=2, steps=1, width=384)
+    pipeline.denoise_step([ahead])
+    pipeline.denoise_step([late, ahead])
+    pipeline.denoise_step([ahead])
+    assert torch.equal(ahead.latents, alone[0].latents)
+    assert torch.equal(late.latents, alone[1].latents)
+
+
+def test_a_step_that_fails_moves_no_sample(oracle: Oracle) -> None:
+    pipeline = load(oracle()[1])
+    good, bad = begin(pipeline, seed=1), begin(pipeline, seed=2)
+    before = good.latents.clone()
+    bad.latents = bad.latents[:-1]
+    with pytest.raises(RuntimeError):
+        pipeline.denoise_step([good, bad])
+    assert good.step == bad.step == 0
+    assert torch.equal(good.latents, before)
+
+
+def test_an_empty_cache_bound_still_encodes(oracle: Oracle) -> None:
+    pipeline = Pipeline.load(
+        oracle()[1],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        numerics=Numerics.EXACT,
+        conditioning_cache_bytes=0,
+    )
+    assert len(pipeline.encode([Prompt("a", 64)])[0].txt) == 64
+    assert pipeline.conditioning.size_bytes == 0
+
+
+def test_progress_ends_at_the_size_of_the_checkpoint(oracle: Oracle) -> None:
+    seen: list[tuple[int, int]] = []
+    Pipeline.load(
+        oracle()[1],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        numerics=Numerics.EXACT,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    done, total = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    assert done[-1] == total[-1]
