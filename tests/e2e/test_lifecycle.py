@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import ssl
@@ -136,8 +137,10 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
 def test_tls_and_json_logs(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 "
-        "-keyout key.pem -out certificate.pem".split(),
+        shlex.split(
+            "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost "
+            "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out certificate.pem"
+        ),
         cwd=tmp_path,
         check=True,
         capture_output=True,
