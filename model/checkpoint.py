@@ -5,16 +5,16 @@ device and dtype through small buffers, checking every value and hashing every b
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from transformers import CLIPTextConfig, T5Config
 
-from model import recognition
+from model import diffusers_config, recognition
 from model.bundle import open_bundle, open_bundles, read_json
 from model.config import AutoencoderConfig, ScheduleConfig, TransformerConfig
+from model.diffusers_config import TextConfig
 from model.loading import Component, load_into
 from model.recognition import Found, Part, find_parts
 from model.safetensors_file import CheckpointError
@@ -23,7 +23,6 @@ __all__ = ["Checkpoint", "CheckpointError", "combined_digest", "load_into", "ope
 
 PATCH_CHANNELS = 4  # 2x2 latents per token
 DEV_SCHEDULE = ScheduleConfig(use_dynamic_shifting=True, shift=3.0)
-Number = TypeVar("Number", int, float, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,11 @@ def _open_diffusers(folder: Path, *, allow_pickle: bool) -> Checkpoint:
     return Checkpoint(
         name=folder.resolve().name,
         **_components(found),
-        transformer_config=_transformer_config(folder / "transformer" / "config.json"),
-        autoencoder_config=_autoencoder_config(folder / "vae" / "config.json"),
-        clip_config=CLIPTextConfig.from_dict(_config(folder / "text_encoder" / "config.json")),
-        t5_config=T5Config.from_dict(_config(folder / "text_encoder_2" / "config.json")),
-        schedule=_schedule_config(folder / "scheduler" / "scheduler_config.json"),
+        transformer_config=diffusers_config.transformer_config(folder / "transformer" / "config.json"),
+        autoencoder_config=diffusers_config.autoencoder_config(folder / "vae" / "config.json"),
+        clip_config=diffusers_config.text_config(folder / "text_encoder" / "config.json", CLIPTextConfig),
+        t5_config=diffusers_config.text_config(folder / "text_encoder_2" / "config.json", T5Config),
+        schedule=diffusers_config.schedule_config(folder / "scheduler" / "scheduler_config.json"),
         clip_tokenizer=_tokenizer(folder / "tokenizer", is_clip_tokenizer),
         t5_tokenizer=_tokenizer(folder / "tokenizer_2", is_t5_tokenizer),
     )
@@ -98,7 +97,6 @@ def _component_in(folder: Path, part: Part, *, allow_pickle: bool) -> Found:
     """Find a component in its folder; of several variants the plainest name is taken."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: the folder of the {part} is missing")
-    _refuse_quantised(_config(folder / "config.json"), folder / "config.json")
     candidates = [
         found
         for bundle in open_bundles(folder, allow_pickle=allow_pickle)
@@ -138,7 +136,7 @@ def _find_all(path: Path, *, allow_pickle: bool) -> dict[Part, Found]:
     if path.is_file() or not path.is_dir():
         chosen = {found.part: found for found in find_parts(open_bundle(path, allow_pickle=allow_pickle))}
     folder = path if path.is_dir() else path.parent
-    for place in (folder, *sorted(each for each in folder.iterdir() if each.is_dir())):
+    for place in (folder, *_folders_in(folder)):
         if len(chosen) == len(Part):
             break
         for bundle in open_bundles(place, allow_pickle=allow_pickle):
@@ -152,11 +150,12 @@ def _find_all(path: Path, *, allow_pickle: bool) -> dict[Part, Found]:
     return chosen
 
 
-def _beside(found: Found, kind: type[Any]) -> Any:  # noqa: ANN401 - a transformers configuration
+def _beside(found: Found, kind: type[TextConfig]) -> TextConfig | None:
+    """Read the configuration beside a text encoder, if it has one."""
     path = found.bundle.path.parent / "config.json"
-    content = read_json(path) if path.is_file() else {}
-    config = kind.from_dict(content) if content.get("model_type") in (kind.model_type, "clip") else None
-    return config
+    if not path.is_file() or read_json(path).get("model_type") not in (kind.model_type, "clip"):
+        return None
+    return diffusers_config.text_config(path, kind)
 
 
 def _components(found: dict[Part, Found]) -> dict[str, Component]:
@@ -176,87 +175,6 @@ def _components(found: dict[Part, Found]) -> dict[str, Component]:
         )
         for field, part in fields.items()
     }
-
-
-def _transformer_config(path: Path) -> TransformerConfig:
-    config = _config(path)
-    heads = _value(config, path, "num_attention_heads", 24)
-    head_dim = _value(config, path, "attention_head_dim", 128)
-    axes = config.get("axes_dims_rope", [16, 56, 56])
-    if (
-        not isinstance(axes, list)
-        or len(axes) != 3
-        or not all(type(axis) is int and axis > 0 and axis % 2 == 0 for axis in axes)
-        or sum(axes) != head_dim
-    ):
-        raise CheckpointError(
-            f"{path}: axes_dims_rope {axes} is not three even numbers that sum to head dimension {head_dim}"
-        )
-    return TransformerConfig(
-        in_channels=_value(config, path, "in_channels", 64),
-        hidden_size=heads * head_dim,
-        num_heads=heads,
-        mlp_size=4 * heads * head_dim,
-        depth_double=_value(config, path, "num_layers", 19),
-        depth_single=_value(config, path, "num_single_layers", 38),
-        text_width=_value(config, path, "joint_attention_dim", 4096),
-        pooled_width=_value(config, path, "pooled_projection_dim", 768),
-        rope_axes=(axes[0], axes[1], axes[2]),
-        guidance_embed=_value(config, path, "guidance_embeds", False),
-    )
-
-
-def _autoencoder_config(path: Path) -> AutoencoderConfig:
-    config = _config(path)
-    channels = config.get("block_out_channels", [128, 256, 512, 512])
-    if not isinstance(channels, list) or not all(type(width) is int and width > 0 for width in channels):
-        raise CheckpointError(f"{path}: block_out_channels {channels} is not a list of widths")
-    return AutoencoderConfig(
-        channels=tuple(channels),
-        blocks_per_level=_value(config, path, "layers_per_block", 2),
-        latent_channels=_value(config, path, "latent_channels", 16),
-        norm_groups=_value(config, path, "norm_num_groups", 32),
-        scaling_factor=_value(config, path, "scaling_factor", 0.3611),
-        shift_factor=_value(config, path, "shift_factor", 0.1159),
-        sample_size=_value(config, path, "sample_size", 1024),
-    )
-
-
-def _schedule_config(path: Path) -> ScheduleConfig:
-    config = _config(path)
-    return ScheduleConfig(
-        use_dynamic_shifting=_value(config, path, "use_dynamic_shifting", False),
-        shift=_value(config, path, "shift", 1.0),
-        base_shift=_value(config, path, "base_shift", 0.5),
-        max_shift=_value(config, path, "max_shift", 1.15),
-        base_image_tokens=_value(config, path, "base_image_seq_len", 256),
-        max_image_tokens=_value(config, path, "max_image_seq_len", 4096),
-    )
-
-
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is missing")
-    return read_json(path)
-
-
-def _value(config: dict[str, Any], path: Path, key: str, default: Number) -> Number:
-    """Return a number of the kind of `default`; raises `CheckpointError` that names file, key and value."""
-    value = config.get(key, default)
-    if type(default) is float and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default) or (type(value) is int and value < 0):
-        raise CheckpointError(f"{path}: {key} is {value!r}, not a {type(default).__name__}")
-    return value
-
-
-def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
-    if quantisation := config.get("quantization_config"):
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise CheckpointError(
-            f"{path}: the component is quantised with {method!r}, which is not supported; use the bf16 "
-            "folder of the same model, or a single fp8 (e4m3) file"
-        )
 
 
 def _refuse_other_models(path: Path, checkpoint: Checkpoint) -> None:
@@ -286,18 +204,18 @@ def _tokenizer_type(folder: Path) -> object:
     return model.get("type") if isinstance(model, dict) else None
 
 
-def _tokenizer(folder: Path, recognised: Any) -> Path:  # noqa: ANN401
+def _tokenizer(folder: Path, recognised: Callable[[Path], bool]) -> Path:
     if not recognised(folder):
         raise CheckpointError(f"{folder}: the tokenizer files are missing")
     return folder
 
 
-def _find_tokenizer(folder: Path, recognised: Any, what: str) -> Path:  # noqa: ANN401
-    for place in (folder, *_folders_below(folder)):
+def _find_tokenizer(folder: Path, recognised: Callable[[Path], bool], what: str) -> Path:
+    for place in (folder, *_folders_in(folder)):
         if recognised(place):
             return place
     raise CheckpointError(f"{folder}: no folder in it holds the tokenizer of {what}")
 
 
-def _folders_below(folder: Path) -> Iterator[Path]:
-    yield from sorted(each for each in folder.iterdir() if each.is_dir())
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.is_dir())

@@ -1,7 +1,7 @@
 """`python -m server`: read the settings, listen, serve, and end in good order.
 
-Exit status: 0 after SIGTERM or Ctrl+C, 2 for wrong settings or an address in use, 3 for a checkpoint that
-is refused.
+Exit status: 0 after SIGTERM or Ctrl+C, 2 for wrong settings or an address in use, 3 for a model that cannot
+be loaded.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ async def _end_in_order(server: "_Server", engine: Engine, drain_s: float) -> in
     refusing = asyncio.create_task(engine.wait_refused())
     await asyncio.wait((stopping, refusing), return_when=asyncio.FIRST_COMPLETED)
     if refused := refusing.done():
-        _complain(f"weights rejected: {refusing.result()}")
+        _complain(f"the model cannot be served: {refusing.result()}")
     else:
         log.info("draining", for_s=drain_s, images=engine.stats().in_hand)
     draining = asyncio.create_task(engine.stop(0 if refused else drain_s))

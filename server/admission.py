@@ -12,6 +12,7 @@ from server.generation import ImageRequest, ModelInfo, image_tokens
 
 DECODE_STEPS = 1.0  # decoding costs about as much as one denoising step of the same size
 FOLLOW = 0.1  # weight of the newest picture in the estimate
+MOST_SURPRISE = 4.0  # a picture counts as at most this much dearer or cheaper: one hiccup is no new rate
 MAX_RETRY_AFTER_S = 120  # clients give up on longer waits
 MOST_AUTO_STEPS = 4
 
@@ -74,7 +75,8 @@ class Admission:
         """Follow what a picture really cost."""
         estimated_s = self.cost_s(image, model)
         if estimated_s > 0 and device_s > 0:
-            self.unit_s *= 1 - FOLLOW + FOLLOW * device_s / estimated_s
+            surprise = min(MOST_SURPRISE, max(1 / MOST_SURPRISE, device_s / estimated_s))
+            self.unit_s *= 1 - FOLLOW + FOLLOW * surprise
 
 
 def auto_steps(backlog_s: float, *, step_down_s: float) -> int:

@@ -72,18 +72,21 @@ class Batcher:
 
     `max_step_tokens` bounds the image rows of a denoising step; a single picture may exceed it.
 
-    Order: what is too late leaves first; then texts, since one encoding lets a picture join the next step;
-    then one decode, so that a finished picture is not held back by those that still step; then a denoising
-    step of one size. Sizes take turns within a priority: among the sizes that have a picture of the highest
-    priority waiting, the one that stepped longest ago goes first. So with S sizes of one priority in hand a
-    picture is overtaken by at most S - 1 steps of other sizes, and within its size by those before it that
+    Order: what is too late leaves first; then texts, since one encoding lets a picture join the next step,
+    but not twice in a row while something could be denoised; then one decode, so that a finished picture is
+    not held back by those that still step; then a denoising step of one size.
+
+    Sizes take turns: a size that has stepped, or comes in hand, goes to the end of the line, and the first
+    in line that has a picture of the highest priority waiting is next. So within one priority every other
+    size steps at most once between two steps of a size, and a size that comes in hand beside S others waits
+    for at most S steps, whatever comes after it. Within its size a picture waits for those before it that
     fill the bound. A lower priority waits while a higher one has work.
     """
 
     max_step_tokens: int
     _entries: dict[str, Entry] = field(default_factory=dict)
-    _turn: int = 0
-    _last_turn: dict[tuple[int, int], int] = field(default_factory=dict)
+    _encoded_last: bool = False
+    _turns: list[tuple[int, int]] = field(default_factory=list)  # the sizes in hand, the next one first
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -92,21 +95,25 @@ class Batcher:
         """Take a picture in hand; its id must be new."""
         assert entry.id not in self._entries, f"{entry.id} is in hand already"
         self._entries[entry.id] = entry
+        if entry.size not in self._turns:
+            self._turns.append(entry.size)
 
     def cancel(self, entry_id: str) -> None:
-        """Forget a picture, if it is still in hand."""
+        """Forget a picture, if it is still in hand; a step that it takes part in ends without it."""
         self._entries.pop(entry_id, None)
 
     def plan(self, now: float) -> Step | None:
         """Return the next step, or None when nothing is in hand."""
         waiting = self._entries.values()
+        denoising = [entry for entry in waiting if entry.phase is Phase.DENOISE]
         if late := [entry for entry in waiting if entry.deadline_s is not None and entry.deadline_s <= now]:
             return Step(StepKind.DROP, tuple(late))
-        if texts := [entry for entry in waiting if entry.phase is Phase.TEXT]:
+        texts = [entry for entry in waiting if entry.phase is Phase.TEXT]
+        if texts and not (self._encoded_last and denoising):
             return Step(StepKind.ENCODE, tuple(texts))
         if decodes := [entry for entry in waiting if entry.phase is Phase.DECODE]:
             return Step(StepKind.DECODE, (min(decodes, key=_order),))
-        if denoising := [entry for entry in waiting if entry.phase is Phase.DENOISE]:
+        if denoising:
             return Step(StepKind.DENOISE, self._share(denoising))
         return None
 
@@ -114,7 +121,11 @@ class Batcher:
         """Record that `step` has run, and return the entries that leave: finished, failed or dropped."""
         lost = set(failed)
         leaving: list[Entry] = []
+        if step.kind in (StepKind.ENCODE, StepKind.DENOISE):
+            self._encoded_last = step.kind is StepKind.ENCODE
         for entry in step.entries:
+            if self._entries.get(entry.id) is not entry:
+                continue  # cancelled while the step ran
             if entry.id not in lost:
                 _advance(entry, step.kind)
             if entry.id in lost or entry.phase is Phase.DONE:
@@ -127,9 +138,9 @@ class Batcher:
         """Choose the size whose turn it is, and as many of its entries as the bound allows, in order."""
         highest = min(RANK[entry.priority] for entry in entries)
         sizes = {entry.size for entry in entries if RANK[entry.priority] == highest}
-        size = min(sizes, key=lambda each: (self._last_turn.get(each, -1), each))
-        self._turn += 1
-        self._last_turn[size] = self._turn
+        size = next(size for size in self._turns if size in sizes)
+        self._turns.remove(size)
+        self._turns.append(size)
         chosen: list[Entry] = []
         tokens = 0
         for entry in sorted((entry for entry in entries if entry.size == size), key=_order):
@@ -141,7 +152,7 @@ class Batcher:
 
     def _forget_sizes(self) -> None:
         sizes = {entry.size for entry in self._entries.values()}
-        self._last_turn = {size: turn for size, turn in self._last_turn.items() if size in sizes}
+        self._turns = [size for size in self._turns if size in sizes]
 
 
 def _order(entry: Entry) -> tuple[int, float]:

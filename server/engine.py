@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from server.admission import Admission, auto_steps
-from server.errors import DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
+from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
 from server.metrics import Metrics
 from server.protocol import CacheReport, Cancel, Done, Failed, Ready, Start, Stepped, Submit, ToFront
@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 class Pending:
     """One admitted picture. `deadline` is on the loop's clock; `worker` is None while it waits for one."""
 
+    request_id: str
     image: ImageRequest
     cost_s: float
     deadline: float | None
@@ -127,7 +128,7 @@ class Engine:
             await self._changed.wait()
 
     async def wait_refused(self) -> str:
-        """Wait until every worker has said that it cannot load the checkpoint, and return why."""
+        """Wait until it is clear that no worker can load the checkpoint, and return why."""
         while not (reason := self._refusal()):
             self._refused.clear()
             await self._refused.wait()
@@ -147,7 +148,7 @@ class Engine:
 
     def steps_for_auto(self) -> int:
         """Return the steps that `num_inference_steps: "auto"` gets right now."""
-        backlog_s = self._admission.backlog_s / len(self._workers)
+        backlog_s = self._admission.backlog_s / max(1, self._workers_hoped_for())
         return auto_steps(backlog_s, step_down_s=self._auto_steps_backlog_s)
 
     def stats(self) -> EngineStats:
@@ -162,7 +163,7 @@ class Engine:
     async def submit(self, request: GenerationRequest) -> GenerationResult:
         """Make the pictures of `request`; cancelling this call cancels their work.
 
-        Raises `Overloaded`, `NotReady`, `DeadlineExceeded`, `WorkerLost` or `GenerationFailed`.
+        Raises `Overloaded`, `NotReady`, `DeadlineExceeded`, `WorkerLost`, `GenerationFailed` or `Cancelled`.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -181,6 +182,12 @@ class Engine:
             self._dispatch()
         return _result(request, images, model=self.model.name, total_s=loop.time() - began)
 
+    async def cancel(self, request_id: str) -> None:
+        """End the calls of `submit` with this request id, if there are any, with `Cancelled`."""
+        for pending in self._unanswered:
+            if pending.request_id == request_id:
+                _fail(pending, Cancelled("the request was cancelled"))
+
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, finish what was admitted within `drain_s`, answer the rest, end the workers."""
         self._stopping = True
@@ -197,17 +204,18 @@ class Engine:
         if self._stopping:
             raise NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S)
         model = self.model
-        if all(_is_hopeless(worker.supervisor) for worker in self._workers):
+        workers = self._workers_hoped_for()
+        if workers == 0:
             raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
         # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
         images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
         costs = [self._admission.cost_s(image, model) for image in images]
-        self._admission.admit(sum(costs), workers=len(self._workers), deadline_s=request.deadline_s)
+        self._admission.admit(sum(costs), workers=workers, deadline_s=request.deadline_s)
         self._metrics.backlog(self._admission.backlog_s)
         deadline = None if request.deadline_s is None else now + request.deadline_s
         loop = asyncio.get_running_loop()
         pendings = [
-            Pending(image, cost_s, deadline, loop.create_future())
+            Pending(request.id, image, cost_s, deadline, loop.create_future())
             for image, cost_s in zip(images, costs, strict=True)
         ]
         self._unanswered.update(pendings)
@@ -339,7 +347,7 @@ class Engine:
 
     def _give_up_if_hopeless(self) -> None:
         """Answer everybody who waits for a worker that is not coming back."""
-        if not all(_is_hopeless(worker.supervisor) for worker in self._workers):
+        if self._workers_hoped_for():
             return
         for pending in (*self._waiting, *self._suspects):
             _fail(pending, NotReady("no worker is running", retry_after_s=RETRY_SOON_S))
@@ -347,12 +355,21 @@ class Engine:
         self._suspects.clear()
 
     def _refusal(self) -> str:
-        """Return why no worker will ever be ready, empty while one may be."""
-        reasons = [worker.supervisor.refusal for worker in self._workers]
-        return reasons[0] if all(reasons) else ""
+        """Return why no worker will ever be ready, empty while one may be or has been."""
+        if self._model is not None or not all(_is_hopeless(worker.supervisor) for worker in self._workers):
+            return ""
+        died = (
+            f"the worker died {MAX_FAILED_STARTS} times while it was starting; the log above has the reason"
+        )
+        return next(
+            (worker.supervisor.refusal for worker in self._workers if worker.supervisor.refusal), died
+        )
 
     def _workers_ready(self) -> int:
         return sum(worker.supervisor.state is State.READY for worker in self._workers)
+
+    def _workers_hoped_for(self) -> int:
+        return sum(not _is_hopeless(worker.supervisor) for worker in self._workers)
 
 
 def _is_hopeless(supervisor: Supervisor) -> bool:

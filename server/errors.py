@@ -11,7 +11,8 @@ ServerError
 ├── NotReady            starting, draining or without a worker; come back
 ├── DeadlineExceeded    the request's own deadline passed before its picture was finished
 ├── WorkerLost          the worker died twice under this request; the same request may succeed later
-└── GenerationFailed    the model could not make this picture; the same request will fail again
+├── GenerationFailed    the model could not make this picture; the same request will fail again
+└── Cancelled           somebody asked to forget this request
 
 The HTTP status of a code stands in one table, `server/http/errors.py`. Messages are written for clients:
 no traceback, no path of the host, nobody's prompt.
@@ -83,6 +84,10 @@ class WorkerLost(ServerError):
 
 class GenerationFailed(ServerError):
     code = "generation_failed"
+
+
+class Cancelled(ServerError):
+    code = "cancelled"
 
 
 def from_code(code: str, message: str) -> ServerError:

@@ -1,12 +1,26 @@
 """Structured logs on stderr, one line per event, as text or JSON; the same in both processes.
 
-Prompts are logged at debug level only, and never here.
+Lines are written by a thread of their own: a pipe that nobody reads holds up neither the event loop nor the
+step loop, and what does not fit in the queue is dropped and counted. Prompts are logged at debug level only,
+and never here.
 """
 
+import atexit
+import contextlib
 import logging
+import os
+import queue
 import sys
+import threading
+import time
+from typing import Final
 
 import structlog
+
+QUEUED_LINES: Final = 10_000
+FLUSH_S: Final = 1.0
+
+log = structlog.get_logger(__name__)
 
 
 def configure(*, log_format: str, log_level: str) -> None:
@@ -17,7 +31,9 @@ def configure(*, log_format: str, log_level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if log_format == "json":
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without the local variables of each frame: there the prompts are.
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(frames))
         renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(
@@ -33,7 +49,7 @@ def configure(*, log_format: str, log_level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr.fileno())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -45,3 +61,47 @@ def configure(*, log_format: str, log_level: str) -> None:
     root.setLevel(log_level.upper())
     for noisy in ("uvicorn.error", "uvicorn.access", "asyncio", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    atexit.register(flush)
+
+
+def flush() -> None:
+    """Wait until what was logged is written, but not for long."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+class LineHandler(logging.Handler):
+    """Formats where it is called, writes in a thread.
+
+    To the descriptor itself: a lock of `sys.stderr` held by a blocked write aborts the interpreter's exit.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(QUEUED_LINES)
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self.dropped += 1
+
+    def flush(self) -> None:
+        deadline = time.monotonic() + FLUSH_S
+        with self._lines.all_tasks_done:
+            while self._lines.unfinished_tasks and (left_s := deadline - time.monotonic()) > 0:
+                self._lines.all_tasks_done.wait(left_s)
+
+    def _write(self) -> None:
+        while True:
+            data = f"{self._lines.get()}\n".encode(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # nobody will read it, and there is nowhere to say so
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            if self.dropped:
+                dropped, self.dropped = self.dropped, 0
+                log.warning("log_lines_dropped", lines=dropped)
+            self._lines.task_done()

@@ -25,6 +25,7 @@ STATUS: Final = {
     "not_ready": 503,
     "worker_lost": 503,
     "deadline_exceeded": 504,
+    "cancelled": 499,
     "generation_failed": 500,
     "internal_error": 500,
 }

@@ -6,6 +6,7 @@ it is told to stop or the front end is gone.
 
 import argparse
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ from server.worker.loop import Inbox, Loop
 
 EXIT_CHECKPOINT: Final = 3
 EXIT_PROTOCOL: Final = 4
+EXIT_DEVICE: Final = 5
 PR_SET_PDEATHSIG: Final = 1
 SCHNELL_MAX_STEPS: Final = 12
 DEV_MAX_STEPS: Final = 50
@@ -44,8 +46,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m server.worker")
     parser.add_argument("--fd", type=int, required=True, help="inherited end of the socket pair")
     end = socket.socket(fileno=parser.parse_args().fd)
+    end.set_inheritable(False)  # a compiler that outlives this process must not hide its end
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the front end, which drains first
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl+C and systemd tell every process of the group,
+        signal.signal(number, signal.SIG_IGN)  # but the front end drains first and then says so
     connection, inbox = Connection(end), Inbox()
     messages = connection.messages()
     start = next(messages, None)
@@ -60,7 +64,14 @@ def main() -> int:
     info = _warm_up(pipeline, start.max_steps)
     threading.Thread(target=_receive, args=(connection, inbox), name="reader", daemon=True).start()
     connection.send(Ready(model=info))
-    Loop(pipeline=pipeline, inbox=inbox, send=connection.send, max_step_tokens=start.max_step_tokens).run()
+    try:
+        Loop(
+            pipeline=pipeline, inbox=inbox, send=connection.send, max_step_tokens=start.max_step_tokens
+        ).run()
+    except torch.AcceleratorError:
+        log.exception("device_lost")
+        logs.flush()
+        os._exit(EXIT_DEVICE)  # the interpreter's own end would wait for a device that does not answer
     return 0
 
 
@@ -85,8 +96,9 @@ def _load(start: Start) -> Pipeline:
 
 
 def _warm_up(pipeline: Pipeline, max_steps: int) -> ModelInfo:
-    """Make one picture of the default size twice; the second one's time is the first cost estimate."""
+    """Make one picture of the default size twice; the shorter time is the first cost estimate."""
     info = pipeline.info
+    warm_up_s = math.inf
     for _ in range(2):
         began_s = time.monotonic()
         pipeline.generate(
@@ -97,7 +109,7 @@ def _warm_up(pipeline: Pipeline, max_steps: int) -> ModelInfo:
             steps=info.default_steps,
             max_sequence_length=info.default_sequence_length,
         )
-        warm_up_s = time.monotonic() - began_s
+        warm_up_s = min(warm_up_s, time.monotonic() - began_s)
     pipeline.conditioning.clear()
     log.info(
         "model_loaded", model=info.name, device=info.device, dtype=info.dtype, image_s=round(warm_up_s, 4)
@@ -116,6 +128,7 @@ def _receive(connection: Connection, inbox: Inbox) -> None:
             inbox.put(message)
     except (OSError, ProtocolError):
         log.exception("connection_lost")
+        logs.flush()
     os._exit(0)
 
 

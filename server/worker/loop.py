@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
+import torch
 
 from model.conditioning import Prompt
 from model.pipeline import Pipeline, Pixels, Sample
@@ -118,17 +119,21 @@ class Loop:
     def _attempt(self, kind: StepKind, works: Sequence[Work]) -> set[str]:
         """Run a step for all; if that raises, for each alone, so that only what is at fault fails.
 
-        A pipeline stage either completes for all or changes nothing, so nothing is run twice.
+        A pipeline stage either completes for all or changes nothing, so nothing is run twice. Raises
+        `torch.AcceleratorError`: after one every further call fails too, and only a new process helps.
         """
+        ids = [work.request.id for work in works]
         try:
             self._stage(kind, works)
+            return set()
+        except torch.AcceleratorError:
+            raise
         except Exception:  # whatever the model raises belongs to the pictures of this step
-            ids = [work.request.id for work in works]
             log.exception("step_failed", kind=kind.value, images=ids)
-            if len(works) == 1:
-                return set(ids)
-            return set().union(*(self._attempt(kind, [work]) for work in works))
-        return set()
+        # Here the exception is gone, and with its frames the tensors of the step that ran out of memory.
+        if len(works) == 1:
+            return set(ids)
+        return set().union(*(self._attempt(kind, [work]) for work in works))
 
     def _stage(self, kind: StepKind, works: Sequence[Work]) -> None:
         match kind:

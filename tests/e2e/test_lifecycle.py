@@ -189,7 +189,7 @@ def test_a_bad_checkpoint_is_one_line_and_status_3(tmp_path: Path) -> None:
     status, log = failed_start("--model", str(tmp_path / "nothing"), "--log-level", "error")
     assert status == 3
     (line,) = log.strip().splitlines()
-    assert "weights rejected" in line
+    assert "the model cannot be served" in line
     assert "nothing" in line
 
 

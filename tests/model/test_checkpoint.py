@@ -359,6 +359,9 @@ def edit_json(path: Path, **changes: object) -> None:
         ("vae/config.json", {"block_out_channels": "16"}, "block_out_channels"),
         ("vae/config.json", {"scaling_factor": None}, "scaling_factor is None"),
         ("scheduler/scheduler_config.json", {"shift": "big"}, "shift is 'big'"),
+        ("text_encoder/config.json", {"hidden_size": "wide"}, "text_encoder/config.json: .*hidden_size"),
+        ("text_encoder_2/config.json", {"d_model": [1]}, "text_encoder_2/config.json: .*d_model"),
+        ("text_encoder_2/config.json", {"num_layers": 5}, "missing"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_named(

@@ -272,6 +272,7 @@ def test_a_worker_that_never_starts_keeps_nobody_waiting() -> None:
         async with engine_on("stillborn", ready=False) as engine:
             assert await ask(engine, request()) == NotReady.code
             assert not engine.ready
+            assert "died 5 times" in await engine.wait_refused()
 
     run(story)
 
