@@ -20,8 +20,6 @@ import structlog
 QUEUED_LINES: Final = 10_000
 FLUSH_S: Final = 1.0
 
-log = structlog.get_logger(__name__)
-
 
 def configure(*, log_format: str, log_level: str) -> None:
     """Set up structlog and hand the standard library's records to it; called once by a `__main__`."""
@@ -97,11 +95,20 @@ class LineHandler(logging.Handler):
 
     def _write(self) -> None:
         while True:
-            data = f"{self._lines.get()}\n".encode(errors="backslashreplace")
-            with contextlib.suppress(OSError):  # nobody will read it, and there is nowhere to say so
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
-            if self.dropped:
+            self._write_line(self._lines.get())
+            if self.dropped and self._lines.empty():
                 dropped, self.dropped = self.dropped, 0
-                log.warning("log_lines_dropped", lines=dropped)
+                self._write_line(self.format(_told(f"{dropped} log lines were dropped: nobody read them")))
             self._lines.task_done()
+
+    def _write_line(self, line: str) -> None:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # nobody will read it, and there is nowhere to say so
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+
+def _told(message: str) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {"name": __name__, "levelname": "WARNING", "levelno": logging.WARNING, "msg": message}
+    )

@@ -108,6 +108,7 @@ class Supervisor:
             await asyncio.wait([self._task])
         if self._process is not None:  # it was ending already, and that was cancelled
             await _end(self._process, within_s=0.0)
+            self._process = None
         if self.state is not State.REFUSED:
             self._enter(State.STOPPED)
 

@@ -4,7 +4,10 @@ Runs in threads beside the step loop. Nothing about the host, the caller or the 
 prompt only when the request asked for it.
 """
 
+import hashlib
 import io
+import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,11 +18,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from server.generation import ImageFormat
-from server.worker.png import encode_png
+from server.worker.png import check_pixels, encode_png
 
 XMP_KEYWORD: Final = "XML:com.adobe.xmp"
 GENERATED_MEDIA: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 FULL_CHROMA_QUALITY: Final = 90  # from here on JPEG keeps the colours of every pixel
+NOT_XML: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+MAX_SEGMENT_BYTES: Final = 65_533  # of a JPEG marker segment, without its length
+XMP_SIGNATURE: Final = b"http://ns.adobe.com/xap/1.0/\0"
+EXTENSION_SIGNATURE: Final = b"http://ns.adobe.com/xmp/extension/\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,37 +60,83 @@ class Provenance:
 def encode_image(
     pixels: npt.NDArray[np.uint8], *, image_format: ImageFormat, quality: int, provenance: Provenance
 ) -> bytes:
-    """Encode `pixels` [height, width, 3]; `quality` 1 to 100 counts for JPEG and WebP."""
+    """Encode `pixels` [height, width, 3]; `quality` 1 to 100 counts for JPEG and WebP.
+
+    Raises `ValueError` for arrays of another kind.
+    """
+    check_pixels(pixels)
     texts = provenance.texts()
     if image_format == "png":
         return encode_png(pixels, texts | {XMP_KEYWORD: xmp_packet({})})
-    packet = xmp_packet(texts).encode()
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     if image_format == "jpeg":
         subsampling = "4:4:4" if quality >= FULL_CHROMA_QUALITY else "4:2:0"
-        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, xmp=packet)
+        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, extra=_xmp_segments(texts))
     else:
-        image.save(buffer, "WEBP", quality=quality, xmp=packet)
+        image.save(buffer, "WEBP", quality=quality, xmp=xmp_packet(texts).encode())
     return buffer.getvalue()
 
 
-def xmp_packet(texts: Mapping[str, str]) -> str:
-    """Return an XMP packet that marks generated media (IPTC digital source type) and carries `texts`."""
-    prompt = f"<dc:description>{_plain(texts['prompt'])}</dc:description>" if "prompt" in texts else ""
-    attributes = "".join(
-        f" flux:{keyword.lower()}={quoteattr(text)}" for keyword, text in texts.items() if keyword != "prompt"
-    )
+def xmp_packet(texts: Mapping[str, str], extension: str | None = None) -> str:
+    """Return an XMP packet that marks generated media (IPTC digital source type) and carries `texts`.
+
+    `extension` is the digest of an extended packet that holds what this one has no room for.
+    """
+    attributes = {"Iptc4xmpExt:DigitalSourceType": GENERATED_MEDIA}
+    attributes |= {f"flux:{name.lower()}": text for name, text in texts.items() if name != "prompt"}
+    if extension is not None:
+        attributes["xmpNote:HasExtendedXMP"] = extension
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        + _xmp_meta(attributes, prompt=texts.get("prompt"))
+        + '<?xpacket end="r"?>'
+    )
+
+
+def _xmp_meta(attributes: Mapping[str, str], prompt: str | None) -> str:
+    written = "".join(f" {name}={quoteattr(_legal(text))}" for name, text in attributes.items())
+    return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
         ' xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:flux="urn:schnell-server:provenance"'
-        f' Iptc4xmpExt:DigitalSourceType="{GENERATED_MEDIA}"{attributes}>{prompt}</rdf:Description>'
-        '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+        f' xmlns:xmpNote="http://ns.adobe.com/xmp/note/"{written}>{_description(prompt)}</rdf:Description>'
+        "</rdf:RDF></x:xmpmeta>"
     )
 
 
-def _plain(text: str) -> str:
-    """Escape text for XML; dc:description is an alternative of languages by its schema."""
-    return f'<rdf:Alt><rdf:li xml:lang="x-default">{escape(text)}</rdf:li></rdf:Alt>'
+def _description(prompt: str | None) -> str:
+    """Return dc:description, by its schema texts by language; XML reads a bare return as a newline."""
+    if prompt is None:
+        return ""
+    text = escape(_legal(prompt), {"\r": "&#13;"})
+    return f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{text}</rdf:li></rdf:Alt></dc:description>'
+
+
+def _legal(text: str) -> str:
+    """Replace what XML cannot express even escaped; U+FFFE, for one, may stand in a prompt."""
+    return NOT_XML.sub("\ufffd", text)
+
+
+def _xmp_segments(texts: Mapping[str, str]) -> bytes:
+    """Return the APP1 segments of a JPEG: one packet, and where the prompt does not fit, its extension.
+
+    A segment holds 64 KiB, a prompt up to 160 kB once escaped (XMP specification, part 3, section 1.1.3.1).
+    """
+    packet = XMP_SIGNATURE + xmp_packet(texts).encode()
+    if len(packet) <= MAX_SEGMENT_BYTES:
+        return _app1(packet)
+    extended = _xmp_meta({}, prompt=texts["prompt"]).encode()
+    digest = hashlib.md5(extended, usedforsecurity=False).hexdigest().upper()
+    short = {name: text for name, text in texts.items() if name != "prompt"}
+    segments = [_app1(XMP_SIGNATURE + xmp_packet(short, digest).encode())]
+    room = MAX_SEGMENT_BYTES - len(EXTENSION_SIGNATURE) - len(digest) - 8
+    for start in range(0, len(extended), room):
+        place = struct.pack(">II", len(extended), start)
+        part = extended[start : start + room]
+        segments.append(_app1(EXTENSION_SIGNATURE + digest.encode() + place + part))
+    return b"".join(segments)
+
+
+def _app1(body: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body

@@ -53,6 +53,14 @@ def test_the_estimate_follows_what_pictures_really_cost() -> None:
     assert made.cost_s(image(), MODEL) == pytest.approx(3.0, rel=1e-3)
 
 
+def test_one_hiccup_of_the_device_does_not_close_the_door() -> None:
+    made = admission()
+    made.observe(image(), MODEL, device_s=1000.0)
+    assert made.cost_s(image(), MODEL) < 1.5
+    made.observe(image(), MODEL, device_s=0.0)  # nothing was measured
+    assert 1.0 < made.cost_s(image(), MODEL) < 1.5
+
+
 def test_an_idle_server_admits_anything() -> None:
     admission(1.0).admit(1000.0, workers=1, deadline_s=0.001)
 

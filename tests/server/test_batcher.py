@@ -142,6 +142,58 @@ def test_a_failed_picture_leaves_and_its_neighbour_goes_on() -> None:
     assert planned(made) == ("denoise", ["b"])
 
 
+def test_a_picture_cancelled_while_it_steps_leaves_no_trace() -> None:
+    made = batcher(entry("a", steps=1), entry("b", steps=1))
+    step = made.plan(0.0)
+    assert step is not None
+    made.cancel("a")
+    assert made.complete(step, failed={"a"}) == []
+    assert planned(made) == ("decode", ["b"])
+    assert len(made) == 0
+
+
+def test_an_id_may_come_again_while_its_cancelled_step_runs() -> None:
+    made = batcher(entry("a", phase=Phase.DECODE))
+    step = made.plan(0.0)
+    assert step is not None
+    made.cancel("a")
+    again = entry("a", phase=Phase.TEXT)
+    made.add(again)
+    assert made.complete(step) == []
+    assert again.phase is Phase.TEXT
+    assert planned(made) == ("encode", ["a"])
+
+
+def test_short_pictures_of_another_size_that_keep_coming_do_not_starve_a_long_one() -> None:
+    made = batcher(entry("long", SIZES[0], steps=4))
+    turns = []
+    for count in range(20):
+        if not any(each.size == SIZES[1] for each in made._entries.values()):
+            made.add(entry(f"short {count}", SIZES[1], steps=1, arrived_s=float(count)))
+        turns.append(planned(made))
+    steps_of_long = [turn for turn in turns if turn == ("denoise", ["long"])]
+    assert len(steps_of_long) == 4, turns
+
+
+def test_sizes_that_were_never_seen_do_not_go_before_one_that_waits() -> None:
+    made = batcher(entry("long", (256, 256), steps=4))
+    turns = []
+    for count in range(1, 9):
+        made.add(entry(f"new {count}", (256, 256 + 16 * count), steps=4, arrived_s=float(count)))
+        turns.append(planned(made))
+    assert turns[0] == ("denoise", ["long"])
+    assert turns[2] == ("denoise", ["long"]), "one other size was in line when it had stepped"
+
+
+def test_texts_that_keep_coming_do_not_keep_the_others_from_stepping() -> None:
+    made = batcher(entry("a", steps=3))
+    turns = []
+    for count in range(6):
+        made.add(entry(f"text {count}", SIZES[1], steps=9, phase=Phase.TEXT, arrived_s=1.0 + count))
+        turns.append(planned(made))
+    assert [turn[0] for turn in turns if turn] == ["encode", "denoise"] * 3
+
+
 class NothingIsLost(RuleBasedStateMachine):
     """Add, cancel and run steps at random: every picture leaves exactly once, and none starves."""
 
@@ -151,7 +203,7 @@ class NothingIsLost(RuleBasedStateMachine):
         self.now = 0.0
         self.count = 0
         self.inside: dict[str, Entry] = {}
-        self.waited: dict[str, int] = {}
+        self.overtaken: dict[tuple[int, int], set[tuple[int, int]]] = {}  # size: those that went before it
 
     @rule(
         size=st.sampled_from(SIZES),
@@ -166,6 +218,7 @@ class NothingIsLost(RuleBasedStateMachine):
         made.deadline_s = None if life is None else self.now + life
         self.batcher.add(made)
         self.inside[name] = made
+        self.overtaken.setdefault(size, set())
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -194,8 +247,20 @@ class NothingIsLost(RuleBasedStateMachine):
                 key=lambda each: (each.arrived_s, int(each.id[1:-2])),  # by arrival, then as added
             )
             assert oldest in step.entries, "the oldest of a size is in every step of its size"
+            self.take_turn(step.entries[0].size)
         for each in self.batcher.complete(step):
             assert self.inside.pop(each.id) is each
+
+    def take_turn(self, size: tuple[int, int]) -> None:
+        """Note that `size` stepped; no other size with a picture to denoise may see it step twice."""
+        waiting = {each.size for each in self.inside.values() if each.phase is Phase.DENOISE} - {size}
+        self.overtaken[size] = set()
+        for other in SIZES:
+            if other not in waiting:
+                self.overtaken[other] = set()
+            else:
+                assert size not in self.overtaken[other], f"{size} stepped twice while {other} waited"
+                self.overtaken[other].add(size)
 
     @invariant()
     def sizes_are_counted(self) -> None:

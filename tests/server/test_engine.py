@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from server.engine import Engine
-from server.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded, ServerError, WorkerLost
+from server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    GenerationFailed,
+    NotReady,
+    Overloaded,
+    ServerError,
+    WorkerLost,
+)
 from server.generation import GenerationRequest
 from server.metrics import Metrics
 from server.protocol import Start
@@ -196,6 +204,23 @@ def test_a_client_that_leaves_cancels_its_work(capfd: pytest.CaptureFixture[str]
     assert sorted(cancelled) == ["0", "1"]
 
 
+def test_a_request_can_be_cancelled_by_its_id(capfd: pytest.CaptureFixture[str]) -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            cancelled = asyncio.create_task(ask(engine, request("sleep 5", id="unwanted", num_images=2)))
+            kept = asyncio.create_task(ask(engine, request("sleep 0.3")))
+            await asyncio.sleep(0.1)
+            await engine.cancel("never heard of")
+            await engine.cancel("unwanted")
+            assert await cancelled == Cancelled.code
+            assert engine.stats().in_hand == 1
+            assert await kept == "ok"
+            assert engine.stats().backlog_s == 0.0
+
+    run(story)
+    assert sorted(re.findall(r"cancelled unwanted#\d+/(\d)", capfd.readouterr().err)) == ["0", "1"]
+
+
 def test_a_deadline_is_kept_even_by_a_worker_that_hangs() -> None:
     async def story() -> None:
         async with engine_on() as engine:
@@ -234,6 +259,19 @@ def test_overload_reaches_no_worker() -> None:
             began = time.monotonic()
             assert await ask(engine, request("die")) == Overloaded.code
             assert time.monotonic() - began < 0.1
+            assert await first == "ok"
+
+    run(story)
+
+
+def test_a_worker_that_never_comes_has_no_share_of_the_backlog() -> None:
+    async def story() -> None:
+        async with engine_on("fake", "refused", max_backlog_s=0.015) as engine:
+            while engine._workers[1].supervisor.refusal == "":
+                await asyncio.sleep(0.01)
+            first = asyncio.create_task(ask(engine, request("sleep 0.3")))
+            await asyncio.sleep(0.1)
+            assert await ask(engine, request()) == Overloaded.code
             assert await first == "ok"
 
     run(story)

@@ -1,6 +1,7 @@
 """The step loop on a pipeline that fails where it is told to: what is at fault fails alone."""
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.pipeline import Pipeline, PipelineInfo, Pixels
@@ -183,3 +185,53 @@ def test_a_picture_that_cannot_be_encoded_is_answered() -> None:
         answer = world.answers(1)["a"]
         assert isinstance(answer, Failed)
         assert answer.code == "generation_failed"
+
+
+class Activations:
+    """Stands for the tensors of a step: large, and gone when nobody refers to them."""
+
+
+def test_a_step_that_runs_out_of_memory_is_freed_before_its_pictures_run_alone() -> None:
+    left: list[weakref.ref[Activations]] = []
+
+    class SmallDevice(FakePipeline):
+        def denoise_step(self, samples: Sequence[FakeSample]) -> None:
+            assert not any(each() for each in left), "the failed step still holds its memory"
+            activations = Activations()
+            left.append(weakref.ref(activations))
+            if len(samples) > 1:
+                raise torch.OutOfMemoryError("too many at once")
+            super().denoise_step(samples)
+
+    sent = run_through(SmallDevice(), requests=3)
+    assert [type(message) for message in sent if isinstance(message, Done | Failed)] == [Done] * 3
+
+
+def test_a_broken_device_ends_the_worker_and_fails_nobody() -> None:
+    class BrokenDevice(FakePipeline):
+        def denoise_step(self, samples: Sequence[FakeSample]) -> None:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    sent: list[ToFront] = []
+    with pytest.raises(torch.AcceleratorError):
+        run_through(BrokenDevice(), requests=2, sent=sent)
+    assert not any(isinstance(message, Failed) for message in sent)
+
+
+def run_through(pipeline: FakePipeline, *, requests: int, sent: list[ToFront] | None = None) -> list[ToFront]:
+    """Run the loop in this thread until it has answered all of its requests; return what it sent."""
+    sent = [] if sent is None else sent
+    inbox = Inbox()
+    pipeline.gate.set()
+
+    def send(message: ToFront) -> None:
+        sent.append(message)
+        if sum(isinstance(each, Done | Failed) for each in sent) == requests:
+            inbox.put(Stop())
+
+    for number in range(requests):
+        fields = {"width": 16, "height": 16, "steps": 2, "seed": number, "max_sequence_length": 16}
+        (image,) = GenerationRequest(id=str(number), prompt="a", **fields).images()  # type: ignore[arg-type]
+        inbox.put(Submit(image=image))
+    Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, max_step_tokens=8192).run()
+    return sent

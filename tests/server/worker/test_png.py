@@ -38,6 +38,14 @@ def test_pillow_reads_the_pixels_back(size: tuple[int, int]) -> None:
         assert np.array_equal(np.asarray(image), pixels)
 
 
+def test_rows_are_differences_to_the_row_above() -> None:
+    pixels = picture(3, 2)
+    (data,) = (body for kind, body in chunks(encode_png(pixels, {})) if kind == b"IDAT")
+    rows = np.frombuffer(zlib.decompress(data), np.uint8).reshape(3, 7)
+    assert rows[:, 0].tolist() == [2, 2, 2]
+    assert np.array_equal(np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8), pixels.reshape(3, 6))
+
+
 def test_a_view_that_is_not_contiguous_is_encoded_as_it_looks() -> None:
     pixels = picture(20, 30)[::2, ::3]
     with Image.open(io.BytesIO(encode_png(pixels, {}))) as image:
@@ -74,10 +82,17 @@ def test_arrays_of_another_kind_are_refused(pixels: npt.NDArray[np.uint8], seen:
         encode_png(pixels, {})
 
 
-@pytest.mark.parametrize("keyword", ["", " seed", "seed ", "x" * 80, "sé", "a\0b"])
+@pytest.mark.parametrize("keyword", ["", " seed", "seed ", "x" * 80, "sé", "a\0b", "a  b", "a\n"])
 def test_keywords_that_png_forbids_are_refused(keyword: str) -> None:
     with pytest.raises(ValueError, match="PNG keyword"):
         encode_png(picture(1, 1), {keyword: "1"})
+
+
+@pytest.mark.parametrize("keyword", ["a", "x" * 79, "Creation Time"])
+def test_keywords_that_png_allows_are_written(keyword: str) -> None:
+    with Image.open(io.BytesIO(encode_png(picture(1, 1), {keyword: "1"}))) as image:
+        image.load()
+        assert image.text == {keyword: "1"}
 
 
 def test_a_text_with_nul_is_refused() -> None:

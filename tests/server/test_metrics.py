@@ -1,0 +1,88 @@
+"""What Prometheus reads: every request once, every step once, labels from closed sets."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.generation import GenerationResult, Image, ModelInfo, Timings
+from server.metrics import STAGES, Metrics, stage_seconds
+from server.protocol import CacheReport, Stepped
+
+TIMINGS = Timings(
+    queue_s=0.1, text_s=0.2, denoise_s=0.3, decode_s=0.4, encode_s=0.5, total_s=1.5, device_s=0.9
+)
+IMAGE = Image(data=b"", content_type="image/png", width=1, height=1, seed=1, timings=TIMINGS)
+RESULT = GenerationResult(id="r", model="m", steps=4, images=[IMAGE, IMAGE], timings=TIMINGS)
+MODEL = ModelInfo(
+    name="tiny", digest="0123456789abcdef0123", device="cpu", dtype="float32", numerics="exact",
+    guidance_embed=False, default_width=256, default_height=256, default_steps=4, max_steps=12,
+    default_sequence_length=256, warm_up_s=0.1,
+)  # fmt: skip
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """Return every sample under its name and sorted label values."""
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_result_is_recorded_once_in_every_stage() -> None:
+    metrics = Metrics()
+    metrics.request("/v1/generate", "ok", RESULT)
+    found = samples(metrics)
+    assert found["flux_requests_total", "/v1/generate", "ok"] == 1
+    assert found["flux_images_total",] == 2
+    for stage in STAGES:
+        assert found[f"flux_request_{stage}_seconds_count",] == 1
+        assert found[f"flux_request_{stage}_seconds_sum",] == stage_seconds(TIMINGS)[stage]
+
+
+def test_an_error_counts_under_its_code_and_has_no_timings() -> None:
+    metrics = Metrics()
+    metrics.request("/v1/generate", "overloaded")
+    found = samples(metrics)
+    assert found["flux_requests_total", "/v1/generate", "overloaded"] == 1
+    assert found["flux_request_total_seconds_count",] == 0
+
+
+def test_a_step_tells_its_seconds_pictures_and_tokens() -> None:
+    metrics = Metrics()
+    metrics.step(Stepped(kind="denoise", images=3, tokens=768, seconds=0.2))
+    found = samples(metrics)
+    assert found["flux_step_images_sum", "denoise"] == 3
+    assert found["flux_step_tokens_sum", "denoise"] == 768
+    assert found["flux_step_seconds_sum", "denoise"] == 0.2
+
+
+def test_cache_counters_go_on_when_a_worker_starts_again_from_zero() -> None:
+    metrics = Metrics()
+    for hits, misses in ((1, 2), (5, 3), (0, 1)):
+        metrics.cache(0, CacheReport(hits=hits, misses=misses, size_bytes=10))
+    metrics.cache(1, CacheReport(hits=10, misses=0, size_bytes=20))
+    found = samples(metrics)
+    assert found["flux_conditioning_cache_total", "hit"] == 15
+    assert found["flux_conditioning_cache_total", "miss"] == 4
+    assert found["flux_conditioning_cache_bytes", "0"] == 10
+    assert found["flux_conditioning_cache_bytes", "1"] == 20
+
+
+def test_gauges_and_the_model() -> None:
+    metrics = Metrics()
+    metrics.backlog(2.5)
+    metrics.workers(2)
+    metrics.restarted()
+    metrics.model(MODEL)
+    metrics.model(MODEL)
+    found = samples(metrics)
+    assert found["flux_backlog_device_seconds",] == 2.5
+    assert found["flux_workers_ready",] == 2
+    assert found["flux_worker_restarts_total",] == 1
+    assert found["flux_model_info", "0123456789abcdef", "cpu", "exact", "float32", "tiny"] == 1
+
+
+def test_two_servers_in_one_process_do_not_meet() -> None:
+    first, second = Metrics(), Metrics()
+    first.request("/v1/generate", "ok")
+    assert ("flux_requests_total", "/v1/generate", "ok") not in samples(second)
