@@ -1,8 +1,7 @@
 """Structured logs on stderr, one line per event, as text or JSON; the same in both processes.
 
 Lines are written by a thread of their own: a pipe that nobody reads holds up neither the event loop nor the
-step loop, and what does not fit in the queue is dropped and counted. Prompts are logged at debug level only,
-and never here.
+step loop, and what does not fit in the queue is dropped and counted. Prompts are never logged.
 """
 
 import atexit
