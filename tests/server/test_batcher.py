@@ -226,6 +226,7 @@ class NothingIsLost(RuleBasedStateMachine):
             name = data.draw(st.sampled_from(sorted(self.inside)))
             self.batcher.cancel(name)
             del self.inside[name]
+            self.forget_sizes()
 
     @rule()
     def step(self) -> None:
@@ -250,12 +251,18 @@ class NothingIsLost(RuleBasedStateMachine):
             self.take_turn(step.entries[0].size)
         for each in self.batcher.complete(step):
             assert self.inside.pop(each.id) is each
+        self.forget_sizes()
+
+    def forget_sizes(self) -> None:
+        """A size of which nothing is in hand has no place in the line: it comes in hand anew."""
+        in_hand = {each.size for each in self.inside.values()}
+        self.overtaken = {size: seen for size, seen in self.overtaken.items() if size in in_hand}
 
     def take_turn(self, size: tuple[int, int]) -> None:
         """Note that `size` stepped; no other size with a picture to denoise may see it step twice."""
         waiting = {each.size for each in self.inside.values() if each.phase is Phase.DENOISE} - {size}
         self.overtaken[size] = set()
-        for other in SIZES:
+        for other in self.overtaken:
             if other not in waiting:
                 self.overtaken[other] = set()
             else:
