@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis draws the same examples on every machine, so that a run can be repeated."""
+"""Shared by all tests: hypothesis draws the same examples everywhere, so that a run can be repeated."""
 
 from hypothesis import settings
 

@@ -16,8 +16,9 @@ CONFIGURE = "from server import logs; import structlog; log = structlog.get_logg
 
 @contextmanager
 def logging_process(script: str, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `script` in a process that is killed after half a minute, so that one which blocks fails its test."""
-    process = subprocess.Popen([sys.executable, "-c", CONFIGURE + script], cwd=ROOT, **streams)  # type: ignore[call-overload]
+    """Run `script` in a process that is killed after half a minute: one that blocks fails its test."""
+    command = [sys.executable, "-c", CONFIGURE + script]
+    process = subprocess.Popen(command, cwd=ROOT, **streams)  # type: ignore[call-overload]
     killer = threading.Timer(30, process.kill)
     killer.start()
     with process:
