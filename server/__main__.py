@@ -9,9 +9,10 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvicorn
@@ -24,9 +25,11 @@ from server.engine import Engine
 from server.http.connection import Connection
 from server.settings import Settings, unknown_variables
 
+EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CHECKPOINT: Final = 3
 CLOSE_S: Final = 5  # for answers that are being written when everything else is done
+HANDSHAKE_S: Final = 10.0  # asyncio would wait a minute for a client that opens TLS and says nothing
 BACKLOG: Final = 2048
 
 log = structlog.get_logger("server")
@@ -43,24 +46,29 @@ def main() -> int:
     except OSError as error:
         _complain(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
         return EXIT_USAGE
-    return asyncio.run(_serve(settings, listener))
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        return runner.run(_serve(settings, listener))
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> int:
     app, engine = build_app(settings)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=Connection,
-            ws="none",
-            server_header=False,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=CLOSE_S,
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
-        )
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=CLOSE_S,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        _complain(f"--tls-cert and --tls-key are not a PEM certificate and its key: {error}")
+        return EXIT_USAGE
+    server = _Server(config)
     ending = asyncio.create_task(_end_in_order(server, engine, settings.drain_s))
     scheme = "https" if settings.tls_cert else "http"
     host, port = listener.getsockname()[:2]
@@ -69,7 +77,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     )
     try:
         await server.serve(sockets=[listener])
-        return await ending
+        return ending.result() if ending.done() else EXIT_FAILURE
     finally:
         ending.cancel()
 
@@ -101,6 +109,17 @@ async def _end_in_order(server: "_Server", engine: Engine, drain_s: float) -> in
         task.cancel()
     server.should_exit = True
     return EXIT_CHECKPOINT if refused else 0
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose servers do not wait long for a TLS handshake, which uvicorn has no setting for."""
+
+    handshake_s = HANDSHAKE_S
+
+    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:  # noqa: ANN401
+        if options.get("ssl") is not None:
+            options["ssl_handshake_timeout"] = self.handshake_s
+        return await super().create_server(*arguments, **options)
 
 
 class _Server(uvicorn.Server):

@@ -38,13 +38,15 @@ class AccessMiddleware:
             return
         began_s = time.perf_counter()
         exchange = scope[SCOPE_KEY] = Exchange(_request_id(Headers(scope=scope)))
-        status = CLIENT_GONE
+        status, size_bytes = CLIENT_GONE, 0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, size_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(MutableHeaders(scope=message), exchange, time.perf_counter() - began_s)
+            else:
+                size_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -57,6 +59,7 @@ class AccessMiddleware:
             if status == CLIENT_GONE:
                 await _send_internal_error(send_with_headers, exchange)
         finally:
+            exchange.note["size_bytes"] = size_bytes
             self._finish(scope, exchange, status, time.perf_counter() - began_s)
 
     def _finish(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:
@@ -97,6 +100,10 @@ def _add_headers(headers: MutableHeaders, exchange: Exchange, seconds: float) ->
 async def _send_internal_error(send: Send, exchange: Exchange) -> None:
     error = ServerError("the server failed on this request; its log has the reason under the request id")
     body = error_body(error, exchange.request_id, "server_error")
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-should-retry", str(error.retryable).lower().encode()),
+    ]
     await send({"type": "http.response.start", "status": STATUS[error.code], "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -6,13 +6,16 @@ documentation and in the error alike.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, ValidationError
+from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest, MalformedBody, RequestTooLarge, UnsupportedMediaType
+from server.http.exchange import ClientGone
 
 MAX_BODY_BYTES: Final = 1 << 20
 SHOWN_CHARS: Final = 60
@@ -44,12 +47,12 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(
-            f"content-type is {_shown(media_type)}; allowed: application/json", field="content-type"
+            f"content-type is {shown(media_type)}; allowed: application/json", field="content-type"
         )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
-            f"content-encoding is {_shown(encoding)}; allowed: identity", field="content-encoding"
+            f"content-encoding is {shown(encoding)}; allowed: identity", field="content-encoding"
         )
     body = await _read(request)
     try:
@@ -60,6 +63,10 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
 
 def check_query(request: Request, kind: type[Body]) -> Body:
     """Check query parameters, whose values are strings of what the model wants."""
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if times > 1:
+            shown_name = shown(name, quote="")
+            raise InvalidRequest(f"{shown_name} is given {times} times; allowed: once", field=shown_name)
     try:
         return kind.model_validate(dict(request.query_params), strict=False)
     except ValidationError as error:
@@ -67,11 +74,18 @@ def check_query(request: Request, kind: type[Body]) -> Body:
 
 
 async def _read(request: Request) -> bytes:
+    """Read the body up to the limit; one that is announced as longer is refused before it is sent."""
+    too_large = RequestTooLarge(f"the body is larger than the limit of {MAX_BODY_BYTES} bytes")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:  # the parser lets only digits through
+        raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestTooLarge(f"the body is larger than the limit of {MAX_BODY_BYTES} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise too_large
+    except ClientDisconnect:
+        raise ClientGone from None
     return bytes(body)
 
 
@@ -80,9 +94,9 @@ def _explained(error: ValidationError, kind: type[RequestBody]) -> InvalidReques
     finding = error.errors(include_url=False, include_context=True)[0]
     if finding["type"] in ("json_invalid", "model_type", "model_attributes_type"):
         reason = str(finding.get("ctx", {}).get("error", "it is not an object"))
-        return MalformedBody(f"the body is not a JSON object: {_shown(reason, quote='')}")
+        return MalformedBody(f"the body is not a JSON object: {shown(reason, quote='')}")
     path = [str(part) for part in finding["loc"]] or ["body"]
-    name = _shown(path[0], quote="")
+    name = shown(path[0], quote="")
     if finding["type"] == "extra_forbidden":
         known = ", ".join(sorted(kind.model_fields))
         return InvalidRequest(f"{name} is not a field of this request; allowed: {known}", field=name)
@@ -91,18 +105,20 @@ def _explained(error: ValidationError, kind: type[RequestBody]) -> InvalidReques
         return InvalidRequest(f"{name} is {NOT_YET}", field=name)
     if finding["type"] == "missing":
         return InvalidRequest(f"{name} is missing; it is {allowed}", field=name)
-    reason = f" ({_shown(str(finding['msg']), quote='')})" if finding["type"] == "value_error" else ""
-    return InvalidRequest(f"{name} is {_shown(finding['input'])}{reason}; allowed: {allowed}", field=name)
+    reason = f" ({shown(str(finding['msg']), quote='')})" if finding["type"] == "value_error" else ""
+    return InvalidRequest(f"{name} is {shown(finding['input'])}{reason}; allowed: {allowed}", field=name)
 
 
 def _allowed(kind: type[RequestBody], name: str) -> str:
     for field_name, field in kind.model_fields.items():
-        if name in (field_name, field.alias) and field.description:
+        alias = field.validation_alias
+        names = alias.choices if isinstance(alias, AliasChoices) else [field_name]
+        if name in names and field.description:
             return field.description
     return "another value"
 
 
-def _shown(value: object, quote: str = '"') -> str:
+def shown(value: object, quote: str = '"') -> str:
     """Render a value of a client safely and shortly; whatever it is, this does not fail."""
     if isinstance(value, str):
         text = value[:SHOWN_CHARS].encode("unicode_escape").decode("ascii")

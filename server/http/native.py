@@ -3,16 +3,15 @@
 With `Accept: image/*` the answer is the picture itself, otherwise JSON with base64.
 """
 
-import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from server import __version__
 from server.engine import Engine
 from server.errors import InvalidRequest
 from server.generation import (
@@ -32,15 +31,19 @@ from server.generation import (
     ModelInfo,
     Priority,
 )
-from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json
+from server.http.accept import accepted_types
+from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json, shown
 from server.http.calls import generate
 from server.http.errors import render_error, route_class
 from server.http.exchange import exchange_of
+from server.http.pictures import Picture, pictures_response
 from server.metrics import stage_seconds
 
 MIN_SEQUENCE_LENGTH: Final = 16
 MAX_DEADLINE_MS: Final = 3_600_000
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+ANY_IMAGE: Final[dict[str, ImageFormat]] = {**IMAGE_TYPES, "image/*": "png"}
+JSON_TYPES: Final = ("application/json", "application/*", "*/*")
 SIDE_RULE: Final = f"a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} (pixels)"
 CACHED_FOR_S: Final = 3600  # then the tag is asked for again, which costs no picture unless the model changed
 
@@ -140,16 +143,22 @@ def native_router(engine: Engine) -> APIRouter:
     )
     async def post_generate(http: Request) -> Response:
         body = await read_json(http, GenerateBody)
-        accepted = _accepted(http)
-        request = _to_request(body, engine, id=exchange_of(http).request_id, accepted=accepted)
-        raw = bool(accepted)
+        accepted = accepted_types(http.headers.get("accept", ""))
+        known = [each for each in accepted if each in ANY_IMAGE or each in JSON_TYPES]
+        raw = bool(known) and known[0] in ANY_IMAGE
+        request = _to_request(
+            body,
+            engine,
+            id=exchange_of(http).request_id,
+            default_format=ANY_IMAGE[known[0]] if raw else "png",
+        )
         if raw and request.num_images > 1:
             raise InvalidRequest(
                 f"num_images is {request.num_images}; allowed: 1 where Accept asks for the picture itself",
                 field="num_images",
             )
         result = await generate(engine, http, request)
-        return _raw(result.images[0]) if raw else await _json(result)
+        return _raw(result.images[0]) if raw else _json(result)
 
     @router.get(
         "/v1/generate",
@@ -159,7 +168,11 @@ def native_router(engine: Engine) -> APIRouter:
     )
     async def get_generate(http: Request) -> Response:
         body = check_query(http, GenerateBody)
-        request = _to_request(body, engine, id=exchange_of(http).request_id, accepted=_accepted(http))
+        accepted = accepted_types(http.headers.get("accept", ""))
+        wanted = [ANY_IMAGE[each] for each in accepted if each in ANY_IMAGE]
+        request = _to_request(
+            body, engine, id=exchange_of(http).request_id, default_format=wanted[0] if wanted else "png"
+        )
         if request.num_images > 1:
             message = (
                 f"num_images is {request.num_images}; allowed: 1, since the answer is the picture itself"
@@ -175,16 +188,19 @@ def native_router(engine: Engine) -> APIRouter:
 
 
 def _to_request(
-    body: GenerateBody, engine: Engine, *, id: str, accepted: Sequence[ImageFormat]
+    body: GenerateBody, engine: Engine, *, id: str, default_format: ImageFormat
 ) -> GenerationRequest:
     """Fill in the model's defaults, and check what only the model knows."""
     model = engine.model
     steps = body.num_inference_steps
     if isinstance(steps, int) and not 1 <= steps <= model.max_steps:
         raise InvalidRequest(
-            f'num_inference_steps is {steps}; allowed: a whole number from 1 to {model.max_steps}, or "auto"',
+            f"num_inference_steps is {shown(steps)}; allowed: a whole number from 1 to {model.max_steps}, "
+            'or "auto"',
             field="num_inference_steps",
         )
+    if not isinstance(steps, int):
+        steps = min(engine.steps_for_auto() if steps == "auto" else model.default_steps, model.max_steps)
     seed = secrets.randbelow(DRAWN_SEED_LIMIT) if body.seed is None else body.seed
     if seed + body.num_images - 1 > MAX_SEED:
         raise InvalidRequest(
@@ -196,31 +212,17 @@ def _to_request(
         negative_prompt=body.negative_prompt,
         width=body.width or model.default_width,
         height=body.height or model.default_height,
-        steps=engine.steps_for_auto() if steps == "auto" else steps or model.default_steps,
+        steps=steps,
         guidance_scale=body.guidance_scale or 0.0,
         seed=seed,
         num_images=body.num_images,
         max_sequence_length=body.max_sequence_length or model.default_sequence_length,
-        image_format=body.output_format or (accepted[0] if accepted else "png"),
+        image_format=body.output_format or default_format,
         quality=body.output_quality,
         embed_prompt=body.embed_prompt,
         priority=Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
     )
-
-
-def _accepted(http: Request) -> list[ImageFormat]:
-    """Return the image formats that `Accept` asks for, in its order; any image means PNG."""
-    accepted: list[ImageFormat] = []
-    for part in http.headers.get("accept", "").split(","):
-        media_type, *parameters = (word.strip().lower() for word in part.split(";"))
-        if "q=0" in parameters:
-            continue
-        if media_type in IMAGE_TYPES:
-            accepted.append(IMAGE_TYPES[media_type])
-        elif media_type == "image/*":
-            accepted.append("png")
-    return accepted
 
 
 def _raw(image: Image, headers: dict[str, str] | None = None) -> Response:
@@ -229,15 +231,14 @@ def _raw(image: Image, headers: dict[str, str] | None = None) -> Response:
     )
 
 
-async def _json(result: GenerationResult) -> Response:
-    """Encode in a thread: eight pictures of 1536 pixels are 75 MB of base64."""
+def _json(result: GenerationResult) -> Response:
     answer = {
         "id": result.id,
         "model": result.model,
         "num_inference_steps": result.steps,
         "images": [
             {
-                "b64_json": image.data,  # msgspec writes bytes as base64
+                "b64_json": Picture(image.data),
                 "content_type": image.content_type,
                 "width": image.width,
                 "height": image.height,
@@ -247,14 +248,13 @@ async def _json(result: GenerationResult) -> Response:
         ],
         "timings": {f"{stage}_s": seconds for stage, seconds in stage_seconds(result.timings).items()},
     }
-    content = await asyncio.to_thread(msgspec.json.encode, answer)
-    return Response(content, media_type="application/json")
+    return pictures_response(answer)
 
 
 def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
     """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
     decides = msgspec.structs.replace(request, id="", priority=Priority.NORMAL, deadline_s=None)
-    text = msgspec.json.encode((decides, model.digest, model.dtype, model.numerics))
+    text = msgspec.json.encode((decides, model.digest, model.dtype, model.numerics, __version__))
     tag = hashlib.sha256(text).hexdigest()[:32]
     return {
         "ETag": f'"{tag}"',

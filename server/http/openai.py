@@ -4,8 +4,6 @@ Lenient where those clients and the interfaces built on them are: unknown fields
 accepted, `auto` is a value everywhere, and steps beyond the model's limit are clamped.
 """
 
-import asyncio
-import base64
 import re
 import secrets
 import time
@@ -35,10 +33,11 @@ from server.http.calls import generate
 from server.http.errors import STATUS, render_error, route_class
 from server.http.exchange import exchange_of
 from server.http.native import MIN_SEQUENCE_LENGTH
+from server.http.pictures import Picture, pictures_response
 
 MAX_N: Final = 10
 MODEL_IDS: Final = ("flux-schnell", "black-forest-labs/FLUX.1-schnell")
-SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
+SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 SIZE_RULE: Final = (
     f'"auto" or "WIDTHxHEIGHT", each a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE}'
 )
@@ -126,8 +125,7 @@ def openai_router(engine: Engine) -> APIRouter:
         body = await read_json(http, ImagesBody)
         request = _to_request(body, engine, id=exchange_of(http).request_id)
         result = await generate(engine, http, request)
-        content = await asyncio.to_thread(_answer, body, request, result.images)
-        return Response(content, media_type="application/json")
+        return pictures_response(_answer(body, request, result.images))
 
     @router.get("/v1/models")
     async def list_models() -> Response:
@@ -165,7 +163,10 @@ def _to_request(body: ImagesBody, engine: Engine, *, id: str) -> GenerationReque
 
 def _size(body: ImagesBody, *, default: tuple[int, int]) -> tuple[int, int]:
     if body.width is not None or body.height is not None:
-        sides = body.width or default[0], body.height or default[1]
+        sides = (
+            default[0] if body.width is None else body.width,
+            default[1] if body.height is None else body.height,
+        )
         for name, side in zip(("width", "height"), sides, strict=True):
             _check_side(side, shown=f"{name} is {side}", field=name)
         return sides
@@ -186,23 +187,20 @@ def _check_side(side: int, *, shown: str, field: str) -> None:
         raise InvalidRequest(f"{shown[:60]}; allowed: {SIZE_RULE}", field=field)
 
 
-def _answer(body: ImagesBody, request: GenerationRequest, images: list[Image]) -> bytes:
-    return msgspec.json.encode(
-        {
-            "created": int(time.time()),
-            "data": [_datum(body, image) for image in images],
-            "background": "opaque",
-            "output_format": request.image_format,
-            "size": f"{request.width}x{request.height}",
-        }
-    )
+def _answer(body: ImagesBody, request: GenerationRequest, images: list[Image]) -> dict[str, Any]:
+    return {
+        "created": int(time.time()),
+        "data": [_datum(body, image) for image in images],
+        "background": "opaque",
+        "output_format": request.image_format,
+        "size": f"{request.width}x{request.height}",
+    }
 
 
 def _datum(body: ImagesBody, image: Image) -> dict[str, Any]:
     if body.response_format == "url":
-        text = base64.b64encode(image.data).decode()
-        return {"url": f"data:{image.content_type};base64,{text}", "seed": image.seed}
-    return {"b64_json": image.data, "seed": image.seed}  # msgspec writes bytes as base64
+        return {"url": Picture(image.data, prefix=f"data:{image.content_type};base64,"), "seed": image.seed}
+    return {"b64_json": Picture(image.data), "seed": image.seed}
 
 
 def _names(engine: Engine) -> tuple[str, ...]:

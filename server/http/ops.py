@@ -22,10 +22,12 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
     """Return `/livez`, `/readyz`, `/metrics` and `/docs`."""
     router = APIRouter(route_class=route_class(render_error), tags=["operations"])
 
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", summary="The process answers")
     async def livez() -> Response:
         return Response("ok\n", media_type="text/plain")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="A worker takes requests")
     async def readyz() -> Response:
         if not engine.ready:

@@ -21,9 +21,11 @@ def logging_process(script: str, **streams: int) -> Iterator[subprocess.Popen[by
     process = subprocess.Popen(command, cwd=ROOT, **streams)  # type: ignore[call-overload]
     killer = threading.Timer(30, process.kill)
     killer.start()
-    with process:
-        yield process
-    killer.cancel()
+    try:
+        with process:
+            yield process
+    finally:
+        killer.cancel()
 
 
 def logged(script: str) -> list[str]:

@@ -1,0 +1,57 @@
+"""JSON answers that carry pictures as base64, written in pieces so that other requests are served meanwhile.
+
+Encoding holds the interpreter's lock, in a thread too: eight pictures of 1536x1536 stopped the whole front
+end for 180 to 550 ms, where a piece takes 1 ms. The largest answer is also never in memory as a whole.
+"""
+
+import asyncio
+import binascii
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+PIECE_BYTES: Final = 3 << 18  # a multiple of 3, so that the base64 of the pieces joins
+HOLE: Final = b"\0"  # cannot occur in JSON from msgspec, which escapes it
+
+
+class Picture:
+    """Bytes that become a JSON string: `prefix` and then their base64. No dataclass: msgspec knows those."""
+
+    __slots__ = ("data", "prefix")
+
+    def __init__(self, data: bytes, *, prefix: str = "") -> None:
+        self.data = data
+        self.prefix = prefix
+
+    def length(self) -> int:
+        return len(self.prefix) + 4 * -(-len(self.data) // 3)
+
+
+def pictures_response(content: object) -> Response:
+    """Answer `content`, anything that JSON knows with a `Picture` wherever one belongs."""
+    pictures: list[Picture] = []
+
+    def leave_hole(value: object) -> msgspec.Raw:
+        assert isinstance(value, Picture), f"JSON does not know {type(value)}"
+        pictures.append(value)
+        return msgspec.Raw(b'"' + HOLE + b'"')
+
+    frames = msgspec.json.encode(content, enc_hook=leave_hole).split(HOLE)
+    length = sum(map(len, frames)) + sum(picture.length() for picture in pictures)
+    return StreamingResponse(
+        _pieces(frames, pictures), media_type="application/json", headers={"Content-Length": str(length)}
+    )
+
+
+async def _pieces(frames: list[bytes], pictures: list[Picture]) -> AsyncIterator[bytes]:
+    """Yield the text around the pictures and the pictures in turn, letting others run in between."""
+    for frame, picture in zip(frames, pictures, strict=False):
+        yield frame + picture.prefix.encode()
+        view = memoryview(picture.data)
+        for start in range(0, len(view), PIECE_BYTES):
+            yield binascii.b2a_base64(view[start : start + PIECE_BYTES], newline=False)
+            await asyncio.sleep(0)
+    yield frames[-1]

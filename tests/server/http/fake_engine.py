@@ -1,0 +1,134 @@
+"""An engine without workers, behind the real application on a real socket: what the HTTP edge is tested with.
+
+What it does is asked for in the prompt: the name of an error of `FAILURES` raises it, `wait` never ends.
+"""
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import msgspec
+import uvicorn
+from PIL import Image as Pillow
+
+from server.app import assemble
+from server.engine import Engine
+from server.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    NotReady,
+    Overloaded,
+    ServerError,
+    WorkerLost,
+)
+from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo, Timings
+from server.http.connection import Connection
+from server.metrics import Metrics
+
+MODEL = ModelInfo(
+    name="fake",
+    digest="d1" * 32,
+    device="cpu",
+    dtype="float32",
+    numerics="exact",
+    guidance_embed=False,
+    default_width=256,
+    default_height=256,
+    default_steps=4,
+    max_steps=12,
+    default_sequence_length=256,
+    warm_up_s=0.1,
+)
+FAILURES: dict[str, Exception] = {
+    "overloaded": Overloaded("the backlog is 31.0 s", retry_after_s=7.2),
+    "not_ready": NotReady("restarting", retry_after_s=2),
+    "worker_lost": WorkerLost("died twice", retry_after_s=1),
+    "deadline_exceeded": DeadlineExceeded("not finished in time"),
+    "generation_failed": GenerationFailed("the picture holds NaN"),
+    "internal_error": ServerError("something"),
+    "fault": RuntimeError("secret of /home/host"),
+}
+TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, encode_s=0.005, total_s=0.015)
+
+
+@dataclass
+class FakeEngine:
+    """Answers at once; `requests` and `cancelled` are what it was asked for, in order."""
+
+    model_info: ModelInfo | None = MODEL
+    ready: bool = True
+    auto_steps: int = 3
+    requests: list[GenerationRequest] = field(default_factory=list)
+    cancelled: list[GenerationRequest] = field(default_factory=list)
+
+    @property
+    def model(self) -> ModelInfo:
+        if self.model_info is None:
+            raise NotReady("the model is still being loaded", retry_after_s=5)
+        return self.model_info
+
+    async def start(self) -> None: ...
+
+    def steps_for_auto(self) -> int:
+        return self.auto_steps
+
+    async def submit(self, request: GenerationRequest) -> GenerationResult:
+        self.requests.append(request)
+        if error := FAILURES.get(request.prompt):
+            raise error
+        if request.prompt == "wait":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.append(request)
+        images = [picture(image) for image in request.images()]
+        return GenerationResult(
+            id=request.id, model=self.model.name, steps=request.steps, images=images, timings=TIMINGS
+        )
+
+    def last(self) -> GenerationRequest:
+        """Return the newest request without its id, which is new every time."""
+        return msgspec.structs.replace(self.requests[-1], id="")
+
+
+def picture(image: ImageRequest) -> Image:
+    """A plain picture whose colour tells its seed."""
+    file = io.BytesIO()
+    colour = (image.seed % 256, image.seed // 256 % 256, image.steps)
+    Pillow.new("RGB", (image.width, image.height), colour).save(file, image.image_format)
+    return Image(
+        data=file.getvalue(),
+        content_type=f"image/{image.image_format}",
+        width=image.width,
+        height=image.height,
+        seed=image.seed,
+        timings=TIMINGS,
+    )
+
+
+@contextmanager
+def serving(engine: FakeEngine) -> Iterator[str]:
+    """Serve the real application around `engine` from a thread; yields its address."""
+    app = assemble(cast(Engine, engine), Metrics())
+    config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)

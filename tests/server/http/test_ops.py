@@ -1,0 +1,96 @@
+"""For those who run the server: probes, metrics, and documentation that is true and needs nobody else."""
+
+import re
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+
+from server.http.native import native_router
+from server.http.openai import openai_router
+from server.http.ops import ops_router
+from server.metrics import Metrics
+from tests.server.http.fake_engine import FakeEngine, serving
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_probes(method: str) -> None:
+    engine = FakeEngine()
+    with serving(engine) as url:
+        assert httpx.request(method, f"{url}/livez").status_code == 200
+        assert httpx.request(method, f"{url}/readyz").status_code == 200
+        engine.ready = False
+        assert httpx.request(method, f"{url}/livez").status_code == 200
+        loading = httpx.request(method, f"{url}/readyz")
+        assert loading.status_code == 503
+        assert loading.headers["retry-after"] == "1"
+
+
+def test_every_route_is_described_and_every_example_works(client: httpx.Client, engine: FakeEngine) -> None:
+    api = client.get("/openapi.json").json()
+    routers = native_router(engine), openai_router(engine), ops_router(engine, Metrics())  # type: ignore[arg-type]
+    served = {
+        (route.path, method.lower())
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+        if route.include_in_schema
+    }
+    described = {(path, method) for path, methods in api["paths"].items() for method in methods}
+    assert described == {(path.replace(":path", ""), method) for path, method in served}
+    posts = [(path, each["post"]) for path, each in api["paths"].items() if "post" in each]
+    assert len(posts) == 2
+    for path, operation in posts:
+        body = operation["requestBody"]["content"]["application/json"]
+        assert set(body["example"]) - {"model"} <= set(body["schema"]["properties"])
+        assert client.post(path, json=body["example"]).status_code == 200
+        assert all(field.get("description") for field in body["schema"]["properties"].values())
+
+
+def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:
+    answer = client.get("/openapi.json")
+    defined = set(answer.json().get("components", {}).get("schemas", {}))
+    used = set(re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', answer.text))
+    assert used <= defined
+
+
+def test_the_page_needs_nobody_else(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page.text)
+
+
+def test_metrics_count_requests_by_route_and_outcome() -> None:
+    with serving(FakeEngine()) as url, httpx.Client(base_url=url) as client:
+        for prompt in ("a", "a", "overloaded"):
+            client.post("/v1/generate", json={"prompt": prompt, "num_images": 2})
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'flux_requests_total{outcome="ok",route="/v1/generate"} 2.0' in answer.text
+    assert 'flux_requests_total{outcome="overloaded",route="/v1/generate"} 1.0' in answer.text
+    assert "flux_images_total 4.0" in answer.text
+    assert "flux_request_denoise_seconds_count 2.0" in answer.text
+
+
+def test_hostile_paths_and_methods_make_no_new_series() -> None:
+    def series(client: httpx.Client) -> set[str]:
+        lines = client.get("/metrics").text.splitlines()
+        return {line.rpartition(" ")[0] for line in lines if line.startswith("flux_requests_total")}
+
+    with serving(FakeEngine()) as url, httpx.Client(base_url=url) as client:
+
+        def attack(count: int) -> None:
+            for number in range(count):
+                client.get(f"/{number}/{'x' * number}")
+                client.get(f"/v1/models/{number}")
+                client.request(["PUT", "PATCH", "DELETE", "TRACE"][number % 4], "/v1/generate")
+                client.get(f"/v1/generate?prompt={number}&{number}=1")
+                client.post("/v1/generate", headers={"X-Request-Id": f"request-{number}"})
+
+        attack(2)
+        client.get("/metrics")
+        before = series(client)
+        attack(30)
+        assert series(client) == before
