@@ -39,6 +39,7 @@ READ_BYTES: Final = 1 << 20
 FIRST_DELAY_S: Final = 0.05
 MAX_DELAY_S: Final = 10.0
 MAX_DOUBLINGS: Final = 10  # enough to reach the longest delay; 2.0 ** 1024 would overflow after three hours
+GONE_S: Final = 0.2  # a worker that died is reaped by then; one that only closed its socket is killed
 STOP_S: Final = 1.0  # a worker that was told to stop has nothing in hand; one that does not go is killed
 
 log = structlog.get_logger(__name__)
@@ -148,7 +149,7 @@ class Supervisor:
                     self._writer.transport.abort()
                     self._writer = None
                 self._lose()
-                await _end(self._process, within_s=STOP_S if self._stopping else 0.0)
+                await _end(self._process, within_s=STOP_S if self._stopping else GONE_S)
                 self._process = None
 
     def _lose(self) -> None:
