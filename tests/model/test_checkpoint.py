@@ -12,16 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from model.autoencoder import Autoencoder
 from model.checkpoint import CheckpointError, open_checkpoint
 from model.conditioning import Prompt
 from model.config import AutoencoderConfig
 from model.layout import Numerics
-from model.names import clip, diffusers_autoencoder, diffusers_transformer, t5
 from model.pipeline import Pipeline, Pixels
-from model.transformer import Transformer, TransformerConfig
+from model.transformer import Transformer
 from tests.model import layouts
 from tests.model.conftest import Oracle
 
@@ -206,79 +203,6 @@ def test_pickles_load_when_allowed(source: Path, expected: Pixels, tmp_path: Pat
     with pytest.raises(CheckpointError, match="pickle file, which can run code"):
         open_checkpoint(folder)
     assert np.array_equal(picture(load(folder, allow_pickle=True)), expected)
-
-
-@pytest.mark.parametrize(("guidance", "originals", "stored"), [(False, 776, 1156), (True, 780, 1160)])
-def test_full_size_transformer_names_are_those_of_both_layouts(
-    guidance: bool, originals: int, stored: int
-) -> None:
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        ours = Transformer(TransformerConfig(guidance_embed=guidance)).state_dict()
-        theirs = FluxTransformer2DModel(guidance_embeds=guidance).state_dict()
-    assert (len(ours), len(theirs)) == (originals, stored)
-    assert_same_tensors(ours, theirs, diffusers_transformer)
-
-
-def test_full_size_autoencoder_names_are_those_of_both_layouts() -> None:
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        ours = Autoencoder(AutoencoderConfig()).state_dict()
-        theirs = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ).state_dict()
-    assert (len(ours), len(theirs)) == (244, 244)
-    assert sum(tensor.numel() for tensor in ours.values()) == 83_819_683
-    assert_same_tensors(ours, theirs, diffusers_autoencoder(4))
-
-
-def assert_same_tensors(
-    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], naming: Callable[..., object]
-) -> None:
-    """Every tensor of theirs makes exactly one row range of ours, with the same shape."""
-    used: list[str] = []
-    for name, tensor in ours.items():
-        parts = [part[0] for part in naming(name).parts]  # type: ignore[attr-defined]
-        used += parts
-        shapes = [tuple(theirs[part].shape) for part in parts]
-        rest = tuple(tensor.shape[1:])
-        assert {shape[1:] for shape in shapes} == {
-            ()
-            if rest[1:] == (1, 1) and len(shapes[0]) == 1
-            else rest[:1]
-            if len(shapes[0]) == 2 and rest[1:] == (1, 1)
-            else rest
-        }
-        assert sum(shape[0] for shape in shapes) == tensor.shape[0]
-    assert sorted(used) == sorted(theirs)
-
-
-def test_full_size_text_encoder_names_are_the_published_ones() -> None:
-    with torch.device("meta"):
-        clip_model = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-            )
-        )
-        t5_model = T5EncoderModel(
-            T5Config(
-                d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
-            )
-        )
-    clip_names = {clip(name).parts[0][0] for name in clip_model.state_dict()}
-    assert len(clip_names) == 196
-    assert "text_model.encoder.layers.11.mlp.fc2.bias" in clip_names
-    t5_names = {t5(name).parts[0][0] for name in t5_model.state_dict()}
-    assert len(t5_names) == 219
-    assert "encoder.block.23.layer.1.DenseReluDense.wi_1.weight" in t5_names
 
 
 def test_a_file_that_is_cut_after_it_was_opened_is_an_error_and_not_a_signal(
