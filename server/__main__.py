@@ -29,6 +29,7 @@ EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CHECKPOINT: Final = 3
 CLOSE_S: Final = 5  # for answers that are being written when everything else is done
+KEEP_ALIVE_S: Final = 75  # proxies let go of an idle connection after 60 s; the server should not be first
 HANDSHAKE_S: Final = 10.0  # asyncio would wait a minute for a client that opens TLS and says nothing
 BACKLOG: Final = 2048
 
@@ -60,6 +61,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=CLOSE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
