@@ -6,18 +6,27 @@ to use instead; which model the tensors make up is the business of model/recogni
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.pickled import PickledFile
-from model.safetensors_file import CheckpointError, SafetensorsFile, StoredTensor, TensorFile
+from model.safetensors_file import (
+    CheckpointError,
+    SafetensorsFile,
+    StoredTensor,
+    TensorFile,
+    open_regular,
+    read_at,
+)
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 OTHER_SUFFIXES = (".gguf", ".bin", ".pt", ".pth", ".ckpt")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")
-INDEX_SUFFIX = ".index.json"
+MAX_JSON_BYTES = 32 << 20  # the largest published one, T5's tokenizer.json, has 2.4 MB
+INDEX = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")  # with the variant, if any: ...index.fp16.json
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +45,6 @@ class Bundle:
 
     path: Path
     tensors: dict[str, Located]
-    metadata: dict[str, str]
 
 
 def open_bundles(folder: Path, *, allow_pickle: bool) -> Iterator[Bundle]:
@@ -47,7 +55,7 @@ def open_bundles(folder: Path, *, allow_pickle: bool) -> Iterator[Bundle]:
     """
     entries = sorted(folder.iterdir())
     sharded: set[str] = set()
-    for index in (path for path in entries if path.name.endswith(".safetensors" + INDEX_SUFFIX)):
+    for index in (path for path in entries if INDEX.fullmatch(path.name)):
         names = read_index(index)
         sharded |= set(names.values())
         yield _open_shards(index, names, allow_pickle=allow_pickle)
@@ -62,9 +70,7 @@ def open_bundles(folder: Path, *, allow_pickle: bool) -> Iterator[Bundle]:
 def open_bundle(path: Path, *, allow_pickle: bool) -> Bundle:
     """Open one file as a bundle of its own; raises `CheckpointError`."""
     file = open_tensor_file(path, allow_pickle=allow_pickle)
-    return Bundle(
-        path, {name: Located(file, tensor) for name, tensor in file.tensors.items()}, dict(file.metadata)
-    )
+    return Bundle(path, {name: Located(file, tensor) for name, tensor in file.tensors.items()})
 
 
 def open_tensor_file(path: Path, *, allow_pickle: bool) -> TensorFile:
@@ -91,11 +97,13 @@ def open_tensor_file(path: Path, *, allow_pickle: bool) -> TensorFile:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises `CheckpointError` when it is not one."""
+    """Read a JSON object of at most 32 MB from a regular file; raises `CheckpointError`."""
+    with open_regular(path) as fd:
+        data = read_at(path, fd, position=0, length=MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: has more than {MAX_JSON_BYTES} bytes, too many for a configuration")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -128,7 +136,7 @@ def _open_shards(index: Path, names: dict[str, str], *, allow_pickle: bool) -> B
             located[name] = Located(shard, tensor)
     if absent := sorted(set(names) - set(located)):
         raise CheckpointError(f"{index}: lists tensor {absent[0]!r} in {names[absent[0]]}, which lacks it")
-    return Bundle(index, located, {})
+    return Bundle(index, located)
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -5,6 +5,7 @@ device and dtype through small buffers, checking every value and hashing every b
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,17 @@ from transformers import CLIPTextConfig, T5Config
 from model import diffusers_config, recognition
 from model.bundle import open_bundle, open_bundles, read_json
 from model.config import AutoencoderConfig, ScheduleConfig, TransformerConfig
-from model.diffusers_config import TextConfig
+from model.diffusers_config import ConfigFile, is_config_of
 from model.loading import Component, load_into
 from model.recognition import Found, Part, find_parts
 from model.safetensors_file import CheckpointError
+from model.sampling import LATENT_CHANNELS
 
 __all__ = ["Checkpoint", "CheckpointError", "combined_digest", "load_into", "open_checkpoint"]
 
 PATCH_CHANNELS = 4  # 2x2 latents per token
+LEVELS = 4  # of the autoencoder: 8 pixels per latent
+INDEX_ENDING = re.compile(r"\.index(\.\w+)?\.json$")
 DEV_SCHEDULE = ScheduleConfig(use_dynamic_shifting=True, shift=3.0)
 
 
@@ -55,13 +59,17 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     `path` is a folder in the diffusers layout, a folder in the original layout, or one file, whose folder
     then supplies what it lacks. Raises `CheckpointError`.
     """
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder")
-    if (path / "model_index.json").is_file():
-        checkpoint = _open_diffusers(path, allow_pickle=allow_pickle)
-    else:
-        checkpoint = _open_original(path, allow_pickle=allow_pickle)
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path}: there is no such file or folder")
+        if (path / "model_index.json").is_file():
+            checkpoint = _open_diffusers(path, allow_pickle=allow_pickle)
+        else:
+            checkpoint = _open_original(path, allow_pickle=allow_pickle)
+    except OSError as error:  # a folder that may not be listed, a name too long for the file system
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     _refuse_other_models(path, checkpoint)
+    _refuse_other_encoders(path, checkpoint)
     return checkpoint
 
 
@@ -81,12 +89,12 @@ def _open_diffusers(folder: Path, *, allow_pickle: bool) -> Checkpoint:
         )
     }
     return Checkpoint(
-        name=folder.resolve().name,
+        name=folder.absolute().name,
         **_components(found),
         transformer_config=diffusers_config.transformer_config(folder / "transformer" / "config.json"),
         autoencoder_config=diffusers_config.autoencoder_config(folder / "vae" / "config.json"),
-        clip_config=diffusers_config.text_config(folder / "text_encoder" / "config.json", CLIPTextConfig),
-        t5_config=diffusers_config.text_config(folder / "text_encoder_2" / "config.json", T5Config),
+        clip_config=diffusers_config.clip_config(folder / "text_encoder" / "config.json"),
+        t5_config=diffusers_config.t5_config(folder / "text_encoder_2" / "config.json"),
         schedule=diffusers_config.schedule_config(folder / "scheduler" / "scheduler_config.json"),
         clip_tokenizer=_tokenizer(folder / "tokenizer", is_clip_tokenizer),
         t5_tokenizer=_tokenizer(folder / "tokenizer_2", is_t5_tokenizer),
@@ -97,6 +105,7 @@ def _component_in(folder: Path, part: Part, *, allow_pickle: bool) -> Found:
     """Find a component in its folder; of several variants the plainest name is taken."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: the folder of the {part} is missing")
+    ConfigFile.open(folder / "config.json")  # before the tensors: it tells of a quantised component
     candidates = [
         found
         for bundle in open_bundles(folder, allow_pickle=allow_pickle)
@@ -105,7 +114,7 @@ def _component_in(folder: Path, part: Part, *, allow_pickle: bool) -> Found:
     ]
     if not candidates:
         raise CheckpointError(f"{folder}: no file in it holds the tensors of a FLUX.1 {part}")
-    return min(candidates, key=lambda found: found.bundle.path.name.replace(".index.json", "").count("."))
+    return min(candidates, key=lambda found: INDEX_ENDING.sub(r"\1", found.bundle.path.name).count("."))
 
 
 def _open_original(path: Path, *, allow_pickle: bool) -> Checkpoint:
@@ -118,13 +127,13 @@ def _open_original(path: Path, *, allow_pickle: bool) -> Checkpoint:
         )
     transformer_config = recognition.transformer_config(found[Part.TRANSFORMER])
     return Checkpoint(
-        name=path.resolve().stem if path.is_file() else path.resolve().name,
+        name=path.stem if path.is_file() else path.absolute().name,  # a link's target may be a bare hash
         **_components(found),
         transformer_config=transformer_config,
         autoencoder_config=recognition.autoencoder_config(found[Part.AUTOENCODER]),
-        clip_config=_beside(found[Part.CLIP], CLIPTextConfig) or recognition.clip_config(found[Part.CLIP]),
-        t5_config=_beside(found[Part.T5], T5Config) or recognition.t5_config(found[Part.T5]),
-        schedule=DEV_SCHEDULE if transformer_config.guidance_embed else ScheduleConfig(),
+        clip_config=_clip_config(found[Part.CLIP]),
+        t5_config=_t5_config(found[Part.T5]),
+        schedule=_schedule(folder, transformer_config),
         clip_tokenizer=_find_tokenizer(folder, is_clip_tokenizer, "CLIP (vocab.json and merges.txt)"),
         t5_tokenizer=_find_tokenizer(folder, is_t5_tokenizer, "T5 (spiece.model or tokenizer.json)"),
     )
@@ -135,14 +144,15 @@ def _find_all(path: Path, *, allow_pickle: bool) -> dict[Part, Found]:
     chosen: dict[Part, Found] = {}
     if path.is_file() or not path.is_dir():
         chosen = {found.part: found for found in find_parts(open_bundle(path, allow_pickle=allow_pickle))}
+    named = frozenset(chosen)
     folder = path if path.is_dir() else path.parent
     for place in (folder, *_folders_in(folder)):
         if len(chosen) == len(Part):
             break
         for bundle in open_bundles(place, allow_pickle=allow_pickle):
-            for found in find_parts(bundle):
+            for found in find_parts(bundle, besides=named):
                 known = chosen.setdefault(found.part, found)
-                if known.bundle.path not in (path, bundle.path) and known.bundle.path.parent == place:
+                if known.bundle.path != bundle.path and known.bundle.path.parent == place:
                     raise CheckpointError(
                         f"{place}: both {known.bundle.path.name} and {bundle.path.name} hold a {found.part}; "
                         "name the file to serve, or keep only one"
@@ -150,12 +160,24 @@ def _find_all(path: Path, *, allow_pickle: bool) -> dict[Part, Found]:
     return chosen
 
 
-def _beside(found: Found, kind: type[TextConfig]) -> TextConfig | None:
-    """Read the configuration beside a text encoder, if it has one."""
+def _clip_config(found: Found) -> CLIPTextConfig:
     path = found.bundle.path.parent / "config.json"
-    if not path.is_file() or read_json(path).get("model_type") not in (kind.model_type, "clip"):
-        return None
-    return diffusers_config.text_config(path, kind)
+    beside = is_config_of(CLIPTextConfig, path)
+    return diffusers_config.clip_config(path) if beside else recognition.clip_config(found)
+
+
+def _t5_config(found: Found) -> T5Config:
+    path = found.bundle.path.parent / "config.json"
+    beside = is_config_of(T5Config, path)
+    return diffusers_config.t5_config(path) if beside else recognition.t5_config(found)
+
+
+def _schedule(folder: Path, transformer: TransformerConfig) -> ScheduleConfig:
+    """Return the schedule that lies beside the files, or else the one that such weights were made for."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if path.is_file():
+        return diffusers_config.schedule_config(path)
+    return DEV_SCHEDULE if transformer.guidance_embed else ScheduleConfig()
 
 
 def _components(found: dict[Part, Found]) -> dict[str, Component]:
@@ -170,7 +192,6 @@ def _components(found: dict[Part, Found]) -> dict[str, Component]:
             label=part.value,
             path=found[part].bundle.path,
             tensors=found[part].tensors,
-            metadata=found[part].bundle.metadata,
             naming=recognition.naming(found[part]),
         )
         for field, part in fields.items()
@@ -179,12 +200,37 @@ def _components(found: dict[Part, Found]) -> dict[str, Component]:
 
 def _refuse_other_models(path: Path, checkpoint: Checkpoint) -> None:
     """FLUX.1 Fill and Control take more input channels than a text-to-image model has."""
-    expected = checkpoint.autoencoder_config.latent_channels * PATCH_CHANNELS
+    expected = LATENT_CHANNELS * PATCH_CHANNELS
     if (found := checkpoint.transformer_config.in_channels) != expected:
         raise CheckpointError(
             f"{path}: the transformer takes {found} channels where a text-to-image model takes {expected}; "
             "FLUX.1 Fill, Depth, Canny and other control models are not supported"
         )
+    autoencoder = checkpoint.autoencoder_config
+    if len(autoencoder.channels) != LEVELS or autoencoder.latent_channels != LATENT_CHANNELS:
+        raise CheckpointError(
+            f"{path}: an autoencoder of {len(autoencoder.channels)} levels and {autoencoder.latent_channels} "
+            f"latent channels is none of FLUX.1, which has {LEVELS} and {LATENT_CHANNELS}"
+        )
+    if any(width % autoencoder.norm_groups for width in autoencoder.channels):
+        raise CheckpointError(
+            f"{path}: autoencoder channels {list(autoencoder.channels)} cannot be split into "
+            f"{autoencoder.norm_groups} norm groups"
+        )
+
+
+def _refuse_other_encoders(path: Path, checkpoint: Checkpoint) -> None:
+    """The text encoders must be those, or as wide as those, that the transformer was trained with."""
+    transformer, clip, t5 = checkpoint.transformer_config, checkpoint.clip_config, checkpoint.t5_config
+    for what, given, taken in (
+        (Part.CLIP, clip.hidden_size, transformer.pooled_width),
+        (Part.T5, t5.d_model, transformer.text_width),
+    ):
+        if given != taken:
+            raise CheckpointError(
+                f"{path}: the {what} gives {given} features where the transformer takes {taken}; it belongs "
+                "to another model"
+            )
 
 
 def is_clip_tokenizer(folder: Path) -> bool:

@@ -20,11 +20,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load, generate, save; a wrong argument or checkpoint is one line on stderr and status 2 or 3."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.output.suffix.lower() not in Image.registered_extensions():
+        parser.error(f"-o {options.output}: no picture format has this ending")
+    if not options.output.absolute().parent.is_dir():
+        parser.error(f"-o {options.output}: there is no such folder")
     try:
         pipeline = _load(options)
     except CheckpointError as error:
-        print(f"weights rejected: {error}", file=sys.stderr)
+        print(f"the model cannot be loaded: {error}", file=sys.stderr)
         return 3
+    except (ValueError, RuntimeError) as error:  # RuntimeError: torch's word for a device that is none
+        parser.error(str(error).splitlines()[0])
     width = options.width or pipeline.info.default_width
     height = options.height or pipeline.info.default_height
     try:
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, help="pixels, a multiple of 16")
     parser.add_argument("--height", type=int, help="likewise; both default to the model's size")
     parser.add_argument("--steps", type=_positive, help="default: 4 for schnell, 28 for dev weights")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0, help="from 0 to 2^64 - 1")
     parser.add_argument("--max-sequence-length", type=_positive, help="T5 tokens; default 256, dev 512")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--guidance-scale", type=float, default=0.0, help="above 1: classifier-free guidance")
@@ -83,6 +89,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not above 0")
     return number
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**64:
+        raise argparse.ArgumentTypeError(f"{seed} is not from 0 to 2^64 - 1")
+    return seed
 
 
 if __name__ == "__main__":

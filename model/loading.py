@@ -10,15 +10,16 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
 from model.bundle import Located
 from model.names import Naming, is_ignored
-from model.safetensors_file import CheckpointError, Reader, StoredTensor
+from model.safetensors_file import CheckpointError, Reader, StoredTensor, TensorFile
 
 BUFFER_BYTES = 1 << 20  # 8 MiB took 1.3 to 1.6 times a model of 256 MiB at the peak, this 1.1
 MAX_THREADS = 4
@@ -26,7 +27,8 @@ LISTED = 20  # names per kind in an error message
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
 SCALE_SPELLINGS = ("scale_weight", "weight_scale")
 
-Advance = Callable[[int], None]  # called with the bytes just read
+Advance = Callable[[int], None]  # called with the bytes just read, by one thread at a time
+Layers = dict[str, object]  # what a file's header says about its quantised layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,6 @@ class Component:
     label: str
     path: Path
     tensors: dict[str, Located]
-    metadata: dict[str, str]
     naming: Naming
 
     @property
@@ -69,7 +70,9 @@ def load_into(
     data is read; later one that names file, tensor and byte for values that are not finite and for files
     that change or end too early. The digest covers names, dtypes, shapes and bytes, however they are sharded.
     """
-    parameters = _parameters(module)
+    state = module.state_dict(keep_vars=True)
+    tied = _tied_names(state)
+    parameters = {name: state[name] for name in tied}
     pieces = _plan(parameters, component)
     with ExitStack() as stack:
         files = {located.file.path: located.file for located in component.tensors.values()}
@@ -88,17 +91,18 @@ def load_into(
                 for future in running:
                     future.cancel()
     for name, tensor in filled.items():
-        _assign(module, name, parameters[name], _unswapped(tensor, component.naming(name).swap_halves))
+        value = _unswapped(tensor, component.naming(name).swap_halves)
+        _assign(module, tied[name], parameters[name], value)
+    _number_positions(module, device)
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
-def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers, tied ones under their first name only."""
-    state = module.state_dict(keep_vars=True)
-    first_name: dict[int, str] = {}
+def _tied_names(state: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Return, by the first name of each parameter or persistent buffer, all names that it has."""
+    names: dict[int, list[str]] = {}
     for name, tensor in state.items():
-        first_name.setdefault(id(tensor), name)
-    return {name: state[name] for name in first_name.values()}
+        names.setdefault(id(tensor), []).append(name)
+    return {group[0]: group for group in names.values()}
 
 
 def _plan(parameters: dict[str, Tensor], component: Component) -> dict[str, list[Piece]]:
@@ -107,6 +111,8 @@ def _plan(parameters: dict[str, Tensor], component: Component) -> dict[str, list
     misshapen: list[str] = []
     used: set[str] = set()
     plan: dict[str, list[Piece]] = {}
+    files = {located.file.path: located.file for located in component.tensors.values()}
+    layers = {path: _described_layers(file) for path, file in files.items()}
     for name, parameter in parameters.items():
         recipe = component.naming(name)
         used.update(alternative for part in recipe.parts for alternative in part)
@@ -114,7 +120,7 @@ def _plan(parameters: dict[str, Tensor], component: Component) -> dict[str, list
         if None in stored:
             missing += [part[0] for part, each in zip(recipe.parts, stored, strict=True) if each is None]
             continue
-        pieces = list(_pieces(component, [each for each in stored if each is not None]))
+        pieces = list(_pieces(component, [each for each in stored if each is not None], layers))
         if not _fits(parameter, pieces):
             shapes = ", ".join(f"{piece.name} {list(piece.located.tensor.shape)}" for piece in pieces)
             misshapen.append(f"{shapes} for {list(parameter.shape)}")
@@ -125,29 +131,36 @@ def _plan(parameters: dict[str, Tensor], component: Component) -> dict[str, list
     return plan
 
 
-def _pieces(component: Component, names: list[str]) -> Iterator[Piece]:
+def _pieces(component: Component, names: list[str], layers: dict[Path, Layers]) -> Iterator[Piece]:
     row = 0
     for name in names:
         located = component.tensors[name]
         rows = located.tensor.shape[0] if located.tensor.shape else 1
-        yield Piece(name, located, _scale(component, name, located), row, rows)
+        yield Piece(name, located, _scale(component, name, layers[located.file.path]), row, rows)
         row += rows
 
 
-def _scale(component: Component, name: str, located: Located) -> Located | None:
+def _scale(component: Component, name: str, layers: Layers) -> Located | None:
     """Return the fp8 scale of a tensor; refuses scaled formats other than one float8 scale per tensor."""
+    located = component.tensors[name]
     if not located.tensor.dtype.is_floating_point:
         raise CheckpointError(
             f"{located.file.path}: tensor {name!r} is stored as {_name(located.tensor.dtype)}; integer "
             "weights are not supported, use bf16, fp16 or fp8 (e4m3) files"
         )
     module = name.removesuffix(".weight")
+    if module == name:
+        return None
+    described = _refuse_other_formats(component, module, layers)
     scales = [
         component.tensors[key] for s in SCALE_SPELLINGS if (key := f"{module}.{s}") in component.tensors
     ]
-    if module == name or not scales:
+    if not scales:
+        if described:
+            raise CheckpointError(
+                f"{located.file.path}: the scale of the quantised tensor {name!r} is missing"
+            )
         return None
-    _check_comfy_format(component, module, located)
     (scale, *_) = scales
     if scale.tensor.shape not in ((), (1,)):
         raise CheckpointError(
@@ -157,21 +170,33 @@ def _scale(component: Component, name: str, located: Located) -> Located | None:
     return scale
 
 
-def _check_comfy_format(component: Component, module: str, located: Located) -> None:
-    own = FP8.get(located.tensor.dtype)
-    formats: object = {}
-    if (described := component.tensors.get(f"{module}.comfy_quant")) is not None:
-        formats = _small_json(described)
-    elif text := component.metadata.get("_quantization_metadata"):
-        layers = _json_object(text, located.file.path).get("layers")
-        if isinstance(layers, dict):
-            formats = next((value for key, value in layers.items() if str(key).endswith(module)), {})
-    stated = formats.get("format", "absent") if isinstance(formats, dict) and formats else own
-    if stated != own:
+def _refuse_other_formats(component: Component, module: str, layers: Layers) -> bool:
+    """Return whether a layer is described as quantised; refuses formats other than its own float8."""
+    located = component.tensors[f"{module}.weight"]
+    if (tensor := component.tensors.get(f"{module}.comfy_quant")) is not None:
+        layer: object = _small_json(tensor)
+    else:
+        known = (key for key in layers if key == module or key.endswith(f".{module}"))
+        layer = layers.get(next(known, ""))
+    if layer is None:
+        return False
+    stated = layer.get("format", "absent") if isinstance(layer, dict) else layer
+    if stated != FP8.get(located.tensor.dtype):
         raise CheckpointError(
-            f"{located.file.path}: tensor {located.tensor.name!r} has the quantised format {stated!r}, which "
-            "is not supported; use float8_e4m3fn, bf16 or fp16 files"
+            f"{located.file.path}: tensor {located.tensor.name!r} has the quantised format "
+            f"{str(stated)[:80]!r}, which is not supported; use float8_e4m3fn, bf16 or fp16 files"
         )
+    return True
+
+
+def _described_layers(file: TensorFile) -> Layers:
+    """Return what newer ComfyUI files say in their header about each layer, by its module."""
+    if (text := file.metadata.get("_quantization_metadata")) is None:
+        return {}
+    layers = _json_object(text, file.path).get("layers", {})
+    if not isinstance(layers, dict):
+        raise CheckpointError(f"{file.path}: its quantisation description has no object of layers")
+    return layers
 
 
 def _small_json(located: Located) -> dict[str, object]:
@@ -195,7 +220,9 @@ def _fits(parameter: Tensor, pieces: list[Piece]) -> bool:
     """Whether the pieces stack to the parameter; a 1x1 convolution may be stored as a matrix."""
     wanted = _squeezed(tuple(parameter.shape))
     rests = {_squeezed(piece.located.tensor.shape)[1:] for piece in pieces}
-    return rests == {wanted[1:]} and sum(piece.rows for piece in pieces) == wanted[0]
+    heads = {piece.rows for piece in pieces[:3]}  # q, k and v, where there is more than one piece
+    same = len(pieces) == 1 or len(heads) == 1
+    return same and rests == {wanted[1:]} and sum(piece.rows for piece in pieces) == wanted[0]
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -216,6 +243,7 @@ def _mismatch(component: Component, missing: list[str], unexpected: list[str], m
 class _Loader:
     readers: dict[Path, Reader]
     advance: Advance
+    advancing: Lock = field(default_factory=Lock)
 
     def fill(self, parameter: Tensor, piece: Piece) -> str:
         """Read one piece into its rows of the parameter and return the line that its digest consists of."""
@@ -231,7 +259,8 @@ class _Loader:
                 part.copy_(values if scale is None else values.float() * scale)
             if not bool(torch.isfinite(part).all()):
                 _refuse_value(path, stored, offset, part)
-            self.advance(values.nbytes)
+            with self.advancing:
+                self.advance(values.nbytes)
         return f"{piece.name} {_name(stored.dtype)} {list(stored.shape)} {hasher.hexdigest()} {scale}"
 
     def _chunks(
@@ -272,13 +301,21 @@ def _unswapped(tensor: Tensor, swap_halves: bool) -> Tensor:
     return torch.cat(tensor.chunk(2)[::-1]) if swap_halves else tensor
 
 
-def _assign(module: nn.Module, name: str, parameter: Tensor, tensor: Tensor) -> None:
+def _assign(module: nn.Module, names: list[str], parameter: Tensor, tensor: Tensor) -> None:
     """Put `tensor` wherever `parameter` stood, so that tied parameters stay one."""
     value = nn.Parameter(tensor, requires_grad=False) if isinstance(parameter, nn.Parameter) else tensor
-    for each, existing in module.state_dict(keep_vars=True).items():
-        if existing is parameter:
-            owner, _, leaf = each.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, value)
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, value)
+
+
+def _number_positions(module: nn.Module, device: torch.device) -> None:
+    """Count up CLIP's `position_ids`, a buffer that is in no checkpoint and was built without values."""
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta and name.endswith("position_ids"):
+            owner, _, leaf = name.rpartition(".")
+            positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            setattr(module.get_submodule(owner), leaf, positions)
 
 
 def _name(dtype: torch.dtype) -> str:

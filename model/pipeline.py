@@ -275,8 +275,14 @@ class Pipeline:
         """Decode each sample's latents to pixels uint8 [height, width, 3], one picture at a time.
 
         Decoding is bound by arithmetic from one picture on, so sharing would win nothing and cost memory.
+        Raises `ArithmeticError` for a picture with NaN or infinity: it would come out black.
         """
         return [self._decode(sample) for sample in samples]
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given, so that times and errors belong to their step."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _batches(self, prompts: list[Prompt]) -> list[list[Prompt]]:
         if self.numerics is Numerics.EXACT:
@@ -320,7 +326,10 @@ class Pipeline:
 
     def _decode(self, sample: Sample) -> Pixels:
         latents = unpack(sample.latents.unsqueeze(0), width=sample.width, height=sample.height)
-        pixels: Pixels = ops.to_pixels(self.autoencoder.decode(latents)[0]).cpu().numpy()
+        image = self.autoencoder.decode(latents)[0]
+        if not bool(torch.isfinite(image).all()):
+            raise ArithmeticError("the decoded picture holds values that are not finite")
+        pixels: Pixels = ops.to_pixels(image).cpu().numpy()
         return pixels
 
 

@@ -5,6 +5,7 @@ names are never trusted.
 """
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +14,7 @@ from transformers import CLIPTextConfig, T5Config
 from model import names
 from model.bundle import Bundle, Located
 from model.config import AutoencoderConfig, TransformerConfig
+from model.diffusers_config import CLIP_POSITIONS
 from model.names import Naming
 from model.safetensors_file import CheckpointError
 
@@ -56,6 +58,9 @@ UNSUPPORTED = (
     (re.compile(r"\.qweight$|\.wscales$"), "packed 4-bit weights"),
 )
 PREFIX = re.compile(r"([\w-]+\.)*")
+INDEX = r"(\d{1,3})"  # of a block: a name with a larger one is unexpected, and no reason to build a million
+MAX_SIDE = 1 << 20  # of a shape that sizes are read off; published: 49408
+CLIP_HEAD = 64  # features per head, in every published CLIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +73,24 @@ class Found:
     tensors: dict[str, Located]
 
 
-def find_parts(bundle: Bundle) -> list[Found]:
-    """Return the components that `bundle` holds; refuses quantised formats that are not served."""
-    _refuse_unsupported(bundle)
+def find_parts(bundle: Bundle, *, besides: Container[Part] = ()) -> list[Found]:
+    """Return the components that `bundle` holds, `besides` those that are not wanted of it.
+
+    Refuses quantised formats that are not served, unless all that the bundle holds is unwanted anyway.
+    """
     prefixes: dict[Part, tuple[LayoutName, str]] = {}
     for anchor in ANCHORS:
         for name in bundle.tensors:
             prefix = name.removesuffix(anchor.name)
             if prefix != name and PREFIX.fullmatch(prefix):
                 prefixes.setdefault(anchor.part, (anchor.layout, prefix))
+    wanted = [part for part in prefixes if part not in besides]
+    if wanted or not besides:
+        _refuse_unsupported(bundle)
     return [
         Found(part, layout, bundle, _behind(prefix, bundle, [other for _, other in prefixes.values()]))
         for part, (layout, prefix) in prefixes.items()
+        if part in wanted
     ]
 
 
@@ -113,36 +124,39 @@ def naming(found: Found) -> Naming:
         return names.original_transformer if found.part is Part.TRANSFORMER else names.as_named
     if found.part is Part.TRANSFORMER:
         return names.diffusers_transformer
-    return names.diffusers_autoencoder(_count(found, r"decoder\.up_blocks\.(\d+)\."))
+    return names.diffusers_autoencoder(_count(found, rf"decoder\.up_blocks\.{INDEX}\."))
 
 
 def transformer_config(found: Found) -> TransformerConfig:
     """Read the sizes off the shapes; the RoPE axes are 1/8, 7/16 and 7/16 of the head dimension."""
     where = naming(found)
 
-    def shape(name: str) -> tuple[int, ...]:
-        parts = [_tensor_of(found, part) for part in where(name).parts]
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        parts = [_shape_of(found, part, dimensions) for part in where(name).parts]
         return (sum(part[0] for part in parts), *parts[0][1:])
 
-    hidden, in_channels = shape("img_in.weight")
-    (head_dim,) = shape("double_blocks.0.img_attn.norm.key_norm.scale")
+    hidden, in_channels = shape("img_in.weight", 2)
+    (head_dim,) = shape("double_blocks.0.img_attn.norm.key_norm.scale", 1)
     if head_dim % 16 or hidden % head_dim:
         raise CheckpointError(
             f"{found.bundle.path}: a head dimension of {head_dim} at width {hidden} cannot be split into "
-            "RoPE axes of 1/8, 7/16 and 7/16; this needs a config.json beside it"
+            "RoPE axes of 1/8, 7/16 and 7/16; use the diffusers folder of this model"
         )
     original = found.layout is LayoutName.ORIGINAL
+    double, single = (
+        ("double_blocks", "single_blocks")
+        if original
+        else ("transformer_blocks", "single_transformer_blocks")
+    )
     return TransformerConfig(
         in_channels=in_channels,
         hidden_size=hidden,
         num_heads=hidden // head_dim,
-        mlp_size=shape("double_blocks.0.img_mlp.0.weight")[0],
-        depth_double=_count(found, r"double_blocks\.(\d+)\." if original else r"transformer_blocks\.(\d+)\."),
-        depth_single=_count(
-            found, r"single_blocks\.(\d+)\." if original else r"single_transformer_blocks\.(\d+)\."
-        ),
-        text_width=shape("txt_in.weight")[1],
-        pooled_width=shape("vector_in.in_layer.weight")[1],
+        mlp_size=shape("double_blocks.0.img_mlp.0.weight", 2)[0],
+        depth_double=_count(found, rf"{double}\.{INDEX}\."),
+        depth_single=_count(found, rf"{single}\.{INDEX}\."),
+        text_width=shape("txt_in.weight", 2)[1],
+        pooled_width=shape("vector_in.in_layer.weight", 2)[1],
         rope_axes=(head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16),
         guidance_embed=any(
             name.startswith(("guidance_in.", "time_text_embed.guidance_embedder.")) for name in found.tensors
@@ -152,15 +166,15 @@ def transformer_config(found: Found) -> TransformerConfig:
 
 def autoencoder_config(found: Found) -> AutoencoderConfig:
     """Read the sizes off the shapes; 32 norm groups and the published scaling cannot be read."""
-    levels = _count(found, r"encoder\.down(?:_blocks)?\.(\d+)\.")
+    levels = _count(found, rf"encoder\.down(?:_blocks)?\.{INDEX}\.")
     where = naming(found)
 
     def shape(name: str) -> tuple[int, ...]:
-        return _tensor_of(found, where(name).parts[0])
+        return _shape_of(found, where(name).parts[0], 4)
 
     return AutoencoderConfig(
         channels=tuple(shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels)),
-        blocks_per_level=_count(found, r"encoder\.down(?:_blocks)?\.0\.(?:block|resnets)\.(\d+)\."),
+        blocks_per_level=_count(found, rf"encoder\.down(?:_blocks)?\.0\.(?:block|resnets)\.{INDEX}\."),
         latent_channels=shape("decoder.conv_in.weight")[1],
     )
 
@@ -169,16 +183,22 @@ def clip_config(found: Found) -> CLIPTextConfig:
     """Read the sizes off the shapes; heads are 64 wide as in every published CLIP."""
 
     def shape(name: str) -> tuple[int, ...]:
-        return _tensor_of(found, names.clip(name).parts[0])
+        return _shape_of(found, names.clip(name).parts[0], 2)
 
     vocabulary, width = shape("embeddings.token_embedding.weight")
+    positions, _ = shape("embeddings.position_embedding.weight")
+    if width % CLIP_HEAD or positions < CLIP_POSITIONS:
+        raise CheckpointError(
+            f"{found.bundle.path}: a CLIP of width {width} with {positions} positions is none that FLUX.1 "
+            f"uses: heads are {CLIP_HEAD} wide, prompts have {CLIP_POSITIONS} tokens"
+        )
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=shape("encoder.layers.0.mlp.fc1.weight")[0],
-        num_hidden_layers=_count(found, r"(?:text_model\.)?encoder\.layers\.(\d+)\."),
-        num_attention_heads=max(1, width // 64),
-        max_position_embeddings=shape("embeddings.position_embedding.weight")[0],
+        num_hidden_layers=_count(found, rf"(?:text_model\.)?encoder\.layers\.{INDEX}\."),
+        num_attention_heads=width // CLIP_HEAD,
+        max_position_embeddings=positions,
         bos_token_id=0,
         eos_token_id=2,  # as published: the end of text is then found as the largest id
     )
@@ -188,7 +208,7 @@ def t5_config(found: Found) -> T5Config:
     """Read the sizes off the shapes; the number of heads is that of the relative position table."""
 
     def shape(name: str) -> tuple[int, ...]:
-        return _tensor_of(found, names.t5(name).parts[0])
+        return _shape_of(found, names.t5(name).parts[0], 2)
 
     vocabulary, width = shape("shared.weight")
     buckets, heads = shape("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
@@ -197,19 +217,22 @@ def t5_config(found: Found) -> T5Config:
         d_model=width,
         d_kv=shape("encoder.block.0.layer.0.SelfAttention.q.weight")[0] // heads,
         d_ff=shape("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
-        num_layers=_count(found, r"encoder\.block\.(\d+)\."),
+        num_layers=_count(found, rf"encoder\.block\.{INDEX}\."),
         num_heads=heads,
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
     )
 
 
-def _tensor_of(found: Found, alternatives: tuple[str, ...]) -> tuple[int, ...]:
+def _shape_of(found: Found, alternatives: tuple[str, ...], dimensions: int) -> tuple[int, ...]:
     for name in alternatives:
         if name in found.tensors:
             shape = found.tensors[name].tensor.shape
-            if not shape:
-                raise CheckpointError(f"{found.bundle.path}: tensor {name!r} has no dimensions")
+            if len(shape) != dimensions or not all(0 < side <= MAX_SIDE for side in shape):
+                raise CheckpointError(
+                    f"{found.bundle.path}: {found.part} tensor {name!r} has shape {list(shape)}, which "
+                    f"is not of {dimensions} dimensions between 1 and {MAX_SIDE}"
+                )
             return shape
     raise CheckpointError(f"{found.bundle.path}: {found.part} tensor {alternatives[0]!r} is missing")
 

@@ -18,6 +18,7 @@ import torch
 
 MAX_HEADER_BYTES = 32 << 20  # the largest published FLUX file needs 0.2 MB
 MAX_TENSORS = 100_000
+MAX_NAME = 1000  # characters
 LENGTH_BYTES = 8
 DTYPES = {
     "F64": torch.float64,
@@ -92,7 +93,7 @@ class SafetensorsFile:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Read and check the header of `path`; raises `CheckpointError` with reason and byte offset."""
-        with _open_regular(path) as fd:
+        with open_regular(path) as fd:
             identity = Identity.of(os.fstat(fd))
             header = _read_header(path, fd, identity.size_bytes)
         entries = _parse_header(path, header)
@@ -104,9 +105,9 @@ class SafetensorsFile:
     @contextmanager
     def reading(self) -> Iterator[Reader]:
         """Open the file for its data; raises `CheckpointError` if it changed since its header was checked."""
-        with _open_regular(self.path) as fd:
+        with open_regular(self.path) as fd:
             self._same_file(fd)
-            yield _FileReader(self.path, fd)
+            yield FileReader(self.path, fd)
             self._same_file(fd)
 
     def _same_file(self, fd: int) -> None:
@@ -115,14 +116,21 @@ class SafetensorsFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _FileReader:
+class FileReader:
+    """Reads tensors of an open file by position."""
+
     path: Path
     fd: int
 
     def read_into(self, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
         position, filled = tensor.start + offset, 0
         while filled < len(buffer):
-            count = os.preadv(self.fd, [buffer[filled:]], position + filled)
+            try:
+                count = os.preadv(self.fd, [buffer[filled:]], position + filled)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path}: cannot be read at byte {position + filled}: {error.strerror}"
+                ) from None
             if count == 0:
                 raise CheckpointError(
                     f"{self.path}: ends at byte {position + filled}, inside tensor {tensor.name!r}"
@@ -131,7 +139,7 @@ class _FileReader:
 
 
 @contextmanager
-def _open_regular(path: Path) -> Iterator[int]:
+def open_regular(path: Path) -> Iterator[int]:
     """Open a regular file without ever blocking on a FIFO or reading a device."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -145,10 +153,23 @@ def _open_regular(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
+def read_at(path: Path, fd: int, *, position: int, length: int) -> bytes:
+    """Read up to `length` bytes, fewer only where the file ends; raises `CheckpointError`."""
+    try:
+        return os.pread(fd, length, position)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read at byte {position}: {error.strerror}") from None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a tensor name can be put into messages and digests: printable, and not endless."""
+    return len(name) <= MAX_NAME and name.isprintable()
+
+
 def _read_header(path: Path, fd: int, file_bytes: int) -> bytes:
     if file_bytes < LENGTH_BYTES:
         raise CheckpointError(f"{path}: has {file_bytes} bytes, a safetensors file has at least 8")
-    length = int.from_bytes(os.pread(fd, LENGTH_BYTES, 0), "little")
+    length = int.from_bytes(read_at(path, fd, position=0, length=LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{path}: states a header of {length} bytes at byte 0, over the limit of {MAX_HEADER_BYTES}; "
@@ -158,7 +179,7 @@ def _read_header(path: Path, fd: int, file_bytes: int) -> bytes:
         raise CheckpointError(
             f"{path}: states a header of {length} bytes at byte 0, but the file ends at byte {file_bytes}"
         )
-    header = os.pread(fd, length, LENGTH_BYTES)
+    header = read_at(path, fd, position=LENGTH_BYTES, length=length)
     if len(header) < length:
         raise CheckpointError(f"{path}: ends at byte {LENGTH_BYTES + len(header)}, inside its header")
     if not header.startswith(b"{"):
@@ -168,22 +189,24 @@ def _read_header(path: Path, fd: int, file_bytes: int) -> bytes:
 
 def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: the header has the key {twice!r} twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise CheckpointError(f"{path}: the header has the key {name[:200]!r} twice")
+            found[name] = value
         return found
 
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=without_duplicates)
+        text = header.decode("utf-8")
+        entries = json.loads(text, object_pairs_hook=without_duplicates)
     except UnicodeDecodeError as error:
         raise CheckpointError(
             f"{path}: the header is not UTF-8 at byte {LENGTH_BYTES + error.start}"
         ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(
-            f"{path}: the header is not JSON at byte {LENGTH_BYTES + error.pos}: {error.msg}"
+            f"{path}: the header is not JSON at byte {LENGTH_BYTES + len(text[: error.pos].encode())}: "
+            f"{error.msg}"
         ) from None
     except (RecursionError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -229,6 +252,8 @@ def _checked_tensor(path: Path, name: str, entry: object, data_start: int) -> St
     def refuse(reason: str) -> CheckpointError:
         return CheckpointError(f"{path}: tensor {name[:200]!r}: {reason}")
 
+    if not is_plain_name(name):
+        raise refuse(f"its name is not printable or has more than {MAX_NAME} characters")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refuse("its header entry is not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -6,6 +6,7 @@ Caching is the pipeline's business.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
+from model.safetensors_file import CheckpointError
+
 CLIP_LENGTH = 77
+Tokenizer = TypeVar("Tokenizer", CLIPTokenizer, T5Tokenizer)
 
 
 class Clip:
@@ -47,11 +51,17 @@ class T5:
 
 
 def load_tokenizers(clip_folder: Path, t5_folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
-    """Read both tokenizers from local folders; nothing is ever fetched."""
-    return (
-        CLIPTokenizer.from_pretrained(clip_folder, local_files_only=True),
-        T5Tokenizer.from_pretrained(t5_folder, local_files_only=True),
-    )
+    """Read both tokenizers from local folders; nothing is ever fetched. Raises `CheckpointError`."""
+    return _load(CLIPTokenizer, clip_folder), _load(T5Tokenizer, t5_folder)
+
+
+def _load(kind: type[Tokenizer], folder: Path) -> Tokenizer:
+    try:
+        tokenizer: Tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+    return tokenizer
 
 
 def _token_ids(tokenizer: CLIPTokenizer | T5Tokenizer, texts: Sequence[str], *, length: int) -> Tensor:

@@ -5,6 +5,7 @@ The file is coreutils' format, so `sha256sum -c SHA256SUMS` checks it too.
 
 import argparse
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,13 +49,21 @@ def write_sums(folder: Path) -> int:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not a folder")
     names = sorted(_files(folder))
+    if odd := [name for name in names if not name.isprintable() or "\\" in name]:
+        raise CheckpointError(f"{folder}: the file name {odd[0]!r} cannot be listed in {SUMS_NAME}")
     lines = [f"{file_sum(folder / name)}  {name}\n" for name in names]
-    (folder / SUMS_NAME).write_text("".join(lines), encoding="utf-8")
+    try:
+        (folder / SUMS_NAME).write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{folder / SUMS_NAME}: cannot be written: {error.strerror}") from None
     return len(names)
 
 
 def find_problems(folder: Path) -> Iterator[str]:
-    """Yield one line for every file that is missing, altered, or holds weights and is not listed."""
+    """Yield one line for every file that is missing, altered or not listed.
+
+    Not only weights: an added tokenizer.json or config.json changes the pictures too.
+    """
     sums = read_sums(folder / SUMS_NAME)
     for name, expected in sums.items():
         path = folder / name
@@ -70,34 +79,48 @@ def find_problems(folder: Path) -> Iterator[str]:
 def read_sums(path: Path) -> dict[str, str]:
     """Read a SHA256SUMS file; raises `CheckpointError` naming the line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path}: is not UTF-8") from None
     sums: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
         match = LINE.fullmatch(line)
-        if match is None or match[2] in sums:
+        name = PurePosixPath(match[2]) if match else PurePosixPath()  # "./vae/a" is "vae/a"
+        if match is None or str(name) in sums:
             raise CheckpointError(f"{path}: line {number} is not a new SHA-256 sum and a file name")
-        name = PurePosixPath(match[2])
         if name.is_absolute() or ".." in name.parts:
             raise CheckpointError(f"{path}: line {number} names {match[2]!r}, which is outside of the folder")
-        sums[match[2]] = match[1]
+        sums[str(name)] = match[1]
     return sums
 
 
 def file_sum(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file in hexadecimal; raises `CheckpointError` if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != SUMS_NAME and not name.startswith("."):
-            yield name
+    """Yield the names of all files, also behind links to folders; dot files and the sums are left out."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # a link back up
+            continue
+        seen.add(real)
+        for name in names:
+            path = (Path(place) / name).relative_to(folder).as_posix()
+            if path != SUMS_NAME and not path.startswith(".") and (folder / path).is_file():
+                yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
     """
     metrics = Metrics()
     engine = Engine(
-        worker_starts(settings, cores=os.cpu_count() or 1),
+        worker_starts(settings, cores=len(os.sched_getaffinity(0))),
         metrics=metrics,
         max_backlog_s=settings.max_backlog_s,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
@@ -69,7 +69,7 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
     threads = max(1, (settings.threads or cores) // len(devices))
     return [
         Start(
-            model=str(settings.model.resolve()),
+            model=str(settings.model.absolute()),  # not resolved: a link has its siblings beside it
             device=device,
             dtype=settings.dtype,
             numerics=settings.numerics,

@@ -10,6 +10,7 @@ from enum import Enum, StrEnum, auto
 
 from server.generation import Priority, image_tokens
 
+MAX_TEXTS = 8  # of one encoding: its attention scores grow with them, and nobody steps meanwhile
 RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 
 
@@ -110,7 +111,7 @@ class Batcher:
             return Step(StepKind.DROP, tuple(late))
         texts = [entry for entry in waiting if entry.phase is Phase.TEXT]
         if texts and not (self._encoded_last and denoising):
-            return Step(StepKind.ENCODE, tuple(texts))
+            return Step(StepKind.ENCODE, tuple(sorted(texts, key=_order)[:MAX_TEXTS]))
         if decodes := [entry for entry in waiting if entry.phase is Phase.DECODE]:
             return Step(StepKind.DECODE, (min(decodes, key=_order),))
         if denoising:

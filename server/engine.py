@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -17,47 +17,17 @@ import structlog
 
 from server.admission import Admission, auto_steps
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
-from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
+from server.generation import GenerationRequest, GenerationResult, Image, ModelInfo
 from server.metrics import Metrics
 from server.protocol import CacheReport, Cancel, Done, Failed, Ready, Start, Stepped, Submit, ToFront
-from server.router import Load, choose
+from server.roster import MAX_FAILED_STARTS, Pending, Worker, fail, is_hopeless
+from server.router import choose
 from server.supervisor import WORKER_COMMAND, State, Supervisor
 
 MAX_ATTEMPTS: Final = 2
-MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 RETRY_SOON_S: Final = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class Pending:
-    """One admitted picture. `deadline` is on the loop's clock; `worker` is None while it waits for one."""
-
-    request_id: str
-    image: ImageRequest
-    cost_s: float
-    deadline: float | None
-    answer: "asyncio.Future[Image]"
-    attempts: int = 0
-    worker: int | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Worker:
-    """A supervised process and the pictures that it has in hand."""
-
-    supervisor: Supervisor
-    in_hand: dict[str, Pending] = field(default_factory=dict)
-    alone: bool = False  # it is running a suspect, and nothing else may join
-    quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
-
-    def load(self, index: int) -> Load:
-        return Load(
-            worker=index,
-            backlog_s=sum(pending.cost_s for pending in self.in_hand.values()),
-            sizes=frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values()),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +156,7 @@ class Engine:
         """End the calls of `submit` with this request id, if there are any, with `Cancelled`."""
         for pending in self._unanswered:
             if pending.request_id == request_id:
-                _fail(pending, Cancelled("the request was cancelled"))
+                fail(pending, Cancelled("the request was cancelled"))
 
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, finish what was admitted within `drain_s`, answer the rest, end the workers."""
@@ -195,7 +165,7 @@ class Engine:
         if answers := [pending.answer for pending in self._unanswered]:
             await asyncio.wait(answers, timeout=drain_s)
         for pending in list(self._unanswered):
-            _fail(pending, NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S))
+            fail(pending, NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S))
         if self._watch is not None:
             self._watch.cancel()
         await asyncio.gather(*(worker.supervisor.stop() for worker in self._workers))
@@ -234,6 +204,7 @@ class Engine:
         if pending.worker is not None:
             worker = self._workers[pending.worker]
             if worker.in_hand.pop(pending.image.id, None) is not None:
+                worker.owed.add(pending.image.id)
                 worker.supervisor.send(Cancel(id=pending.image.id))
             worker.alone = worker.alone and bool(worker.in_hand)
         if not pending.answer.done():
@@ -260,7 +231,7 @@ class Engine:
         pending.worker = index
         worker = self._workers[index]
         now = asyncio.get_running_loop().time()
-        if not worker.in_hand:
+        if not worker.owes_an_answer():
             worker.quiet_since = now
         worker.in_hand[pending.image.id] = pending
         left_s = None if pending.deadline is None else max(0.0, pending.deadline - now)
@@ -271,7 +242,7 @@ class Engine:
             self._workers[index].quiet_since = asyncio.get_running_loop().time()
             match message:
                 case Ready(model=model):
-                    self._learn(model)
+                    self._learn(index, model)
                 case Done(id=image_id, image=image):
                     self._settle(index, image_id, image)
                 case Failed(id=image_id, code=code, message=reason):
@@ -291,28 +262,34 @@ class Engine:
             await asyncio.sleep(self._hang_s / 4)
             now = asyncio.get_running_loop().time()
             for index, worker in enumerate(self._workers):
-                if worker.in_hand and now - worker.quiet_since > self._hang_s:
-                    log.error("worker_hangs", worker=index, images=list(worker.in_hand))
+                if worker.owes_an_answer() and now - worker.quiet_since > self._hang_s:
+                    log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
                     worker.supervisor.kill()
 
     def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
         """Give an answer to the picture of this very id; one that nobody waits for is dropped."""
         worker = self._workers[index]
         pending = worker.in_hand.pop(image_id, None)
+        worker.owed.discard(image_id)
         worker.alone = worker.alone and bool(worker.in_hand)
         if pending is None or pending.answer.done():
             log.debug("answer_without_question", worker=index, image=image_id)
         elif isinstance(answer, ServerError):
-            _fail(pending, answer)
+            fail(pending, answer)
         else:
             self._admission.observe(pending.image, self.model, answer.timings.device_s)
             pending.answer.set_result(answer)
         self._dispatch()
 
-    def _learn(self, model: ModelInfo) -> None:
-        if self._model is not None and self._model.digest != model.digest:
-            log.error("workers_differ", served=self._model.digest, loaded=model.digest)
-        self._model = self._model or model
+    def _learn(self, index: int, model: ModelInfo) -> None:
+        """Take the first worker's word for what is served; one that would make other pictures is refused."""
+        served = self._model or model
+        if _decides(model) != _decides(served):
+            reason = f"loaded {_decides(model)} where {_decides(served)} is served"
+            log.error("workers_differ", worker=index, reason=reason)
+            self._workers[index].supervisor.refuse(reason)
+            return
+        self._model = served
         self._admission.start_from(model)
         self._metrics.model(model)
 
@@ -338,25 +315,26 @@ class Engine:
     def _recover(self, worker: Worker) -> None:
         """Put what a lost worker had in hand up for its second and last attempt."""
         lost, worker.in_hand, worker.alone = list(worker.in_hand.values()), {}, False
+        worker.owed.clear()
         for pending in lost:
             pending.worker = None
             if pending.attempts < MAX_ATTEMPTS:
                 self._suspects.append(pending)
             else:
-                _fail(pending, WorkerLost("the worker died twice while making this picture", retry_after_s=1))
+                fail(pending, WorkerLost("the worker died twice while making this picture", retry_after_s=1))
 
     def _give_up_if_hopeless(self) -> None:
         """Answer everybody who waits for a worker that is not coming back."""
         if self._workers_hoped_for():
             return
         for pending in (*self._waiting, *self._suspects):
-            _fail(pending, NotReady("no worker is running", retry_after_s=RETRY_SOON_S))
+            fail(pending, NotReady("no worker is running", retry_after_s=RETRY_SOON_S))
         self._waiting.clear()
         self._suspects.clear()
 
     def _refusal(self) -> str:
         """Return why no worker will ever be ready, empty while one may be or has been."""
-        if self._model is not None or not all(_is_hopeless(worker.supervisor) for worker in self._workers):
+        if self._model is not None or not all(is_hopeless(worker.supervisor) for worker in self._workers):
             return ""
         died = (
             f"the worker died {MAX_FAILED_STARTS} times while it was starting; the log above has the reason"
@@ -369,17 +347,12 @@ class Engine:
         return sum(worker.supervisor.state is State.READY for worker in self._workers)
 
     def _workers_hoped_for(self) -> int:
-        return sum(not _is_hopeless(worker.supervisor) for worker in self._workers)
+        return sum(not is_hopeless(worker.supervisor) for worker in self._workers)
 
 
-def _is_hopeless(supervisor: Supervisor) -> bool:
-    gone = supervisor.state in (State.REFUSED, State.STOPPED)
-    return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
-
-
-def _fail(pending: Pending, error: ServerError) -> None:
-    if not pending.answer.done():
-        pending.answer.set_exception(error)
+def _decides(model: ModelInfo) -> tuple[str, ...]:
+    """What else than its request decides a picture: the same on every worker of a server."""
+    return model.digest, model.dtype, model.numerics, model.device.partition(":")[0]
 
 
 def _result(

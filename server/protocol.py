@@ -41,7 +41,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
-    """Forget this picture at the next step boundary; no answer follows."""
+    """Forget this picture at the next step boundary; a `Failed` says that it is forgotten."""
 
     id: str
 

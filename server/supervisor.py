@@ -78,6 +78,7 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._stopping = False
+        self._was_ready = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -98,6 +99,12 @@ class Supervisor:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
+    def refuse(self, reason: str) -> None:
+        """End the process for good."""
+        self.refusal = reason
+        self._enter(State.REFUSED)
+        self.kill()
+
     async def stop(self) -> None:
         """End the worker and wait until it is gone; one that is ready is asked first."""
         self._stopping = True
@@ -116,7 +123,11 @@ class Supervisor:
     async def _keep_alive(self) -> None:
         while not self._stopping:
             self._enter(State.STARTING)
-            await self._live_once()
+            try:
+                await self._live_once()
+            except OSError:  # no sockets or processes left for now
+                log.exception("worker_not_started", command=self._command)
+                self._lose()
             if self._stopping or self.state is State.REFUSED:
                 break
             delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(self.failures - 1, MAX_DOUBLINGS))
@@ -128,18 +139,13 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                try:
-                    self._process = await asyncio.create_subprocess_exec(
-                        *self._command,
-                        *("--fd", str(theirs.fileno())),
-                        pass_fds=[theirs.fileno()],
-                        cwd=SOURCE_TREE,
-                        env=WORKER_ENVIRONMENT | os.environ,
-                    )
-                except OSError:
-                    log.exception("worker_not_started", command=self._command)
-                    self._lose()
-                    return
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    *("--fd", str(theirs.fileno())),
+                    pass_fds=[theirs.fileno()],
+                    cwd=SOURCE_TREE,
+                    env=WORKER_ENVIRONMENT | os.environ,
+                )
             try:
                 reader, self._writer = await asyncio.open_connection(sock=ours, limit=READ_BYTES)
                 self._writer.write(frame(self.start_message))
@@ -179,7 +185,11 @@ class Supervisor:
                 self.failures = 0
                 log.info("worker_ready", device=message.model.device, pid=self.pid)
                 self._on_message(message)
-                self._enter(State.READY)
+                if self.state is not State.REFUSED:
+                    self._was_ready = True
+                    self._enter(State.READY)
+            case Fatal(message=reason) if self._was_ready:  # it could load once: what is wrong may pass
+                log.error("worker_cannot_load", device=self.start_message.device, reason=reason)
             case Fatal(message=reason):
                 self.refusal = reason
                 self._enter(State.REFUSED)

@@ -69,6 +69,8 @@ class Connection(HttpToolsProtocol):
         self._parse(data)
         if self._in_head and self._requests == requests:
             self._head_bytes += len(data)
+        if self._in_request and self._receipt is None and not self._refused:
+            self._expect_request()  # the end of one request and the beginning of the next came together
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -254,10 +254,13 @@ def _json(result: GenerationResult) -> Response:
 def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
     """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
     decides = msgspec.structs.replace(request, id="", priority=Priority.NORMAL, deadline_s=None)
-    text = msgspec.json.encode((decides, model.digest, model.dtype, model.numerics, __version__))
+    text = msgspec.json.encode(
+        (decides, model.digest, model.device, model.dtype, model.numerics, __version__)
+    )
     tag = hashlib.sha256(text).hexdigest()[:32]
+    weak = "" if model.numerics == "exact" else "W/"  # fast numerics: the same picture, not the same bytes
     return {
-        "ETag": f'"{tag}"',
+        "ETag": f'{weak}"{tag}"',
         "Cache-Control": f"public, max-age={CACHED_FOR_S}",
         "Vary": "Accept",
     }
@@ -266,7 +269,7 @@ def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, st
 def _is_known(http: Request, tag: str) -> bool:
     sent = http.headers.get("if-none-match", "").split(",")
     known = [each.strip().removeprefix("W/") for each in sent]
-    return tag in known or "*" in known
+    return tag.removeprefix("W/") in known or "*" in known
 
 
 def _responses() -> dict[int | str, dict[str, Any]]:

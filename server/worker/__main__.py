@@ -58,7 +58,7 @@ def main() -> int:
     logs.configure(log_format=start.log_format, log_level=start.log_level)
     try:
         pipeline = _load(start)
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         connection.send(Fatal(message=str(error)))
         return EXIT_CHECKPOINT
     info = _warm_up(pipeline, start.max_steps)

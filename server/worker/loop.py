@@ -18,7 +18,7 @@ from model.conditioning import Prompt
 from model.pipeline import Pipeline, Pixels, Sample
 from server import __version__
 from server.batcher import Batcher, Entry, Step, StepKind
-from server.errors import DeadlineExceeded, GenerationFailed
+from server.errors import Cancelled, DeadlineExceeded, GenerationFailed
 from server.generation import Image, ImageRequest, Timings, content_type
 from server.protocol import CacheReport, Cancel, Done, Failed, Start, Stepped, Stop, Submit, ToFront, ToWorker
 from server.worker.encode import Provenance, encode_image
@@ -82,6 +82,7 @@ class Loop:
                 case Cancel(id=image_id):
                     batcher.cancel(image_id)
                     self._works.pop(image_id, None)
+                    self.send(Failed(id=image_id, code=Cancelled.code, message="forgotten"))
                 case Stop() | Start():
                     return False
 
@@ -147,6 +148,7 @@ class Loop:
                     work.pixels = pixels
             case StepKind.DROP:
                 pass
+        self.pipeline.synchronize()
 
     def _start_samples(self, works: Sequence[Work]) -> None:
         prompts = [prompt for work in works for prompt in self._prompts(work.request)]

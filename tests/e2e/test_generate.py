@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from tests.e2e.conftest import ROOT, Server
+from tests.e2e.conftest import ROOT, Server, running_server
 
 PNG = {"Accept": "image/png"}
 
@@ -60,14 +60,18 @@ def mixed_requests() -> list[dict[str, Any]]:
     ]
 
 
-def test_sixteen_at_once_give_byte_for_byte_what_each_gives_alone(server: Server) -> None:
+def test_sixteen_at_once_give_byte_for_byte_what_each_gives_alone(tmp_path: Path) -> None:
+    """Without a prompt cache, so that company shows in the text encoders too."""
     bodies = mixed_requests()
-    with ThreadPoolExecutor(16) as clients:
+    with (
+        running_server(tmp_path, "--conditioning-cache-mb", "0") as server,
+        ThreadPoolExecutor(16) as clients,
+    ):
         together = list(clients.map(lambda body: generate(server, **body).content, bodies))
-    alone = [generate(server, **body).content for body in bodies]
+        metrics = httpx.get(f"{server.url}/metrics").text
+        alone = [generate(server, **body).content for body in bodies]
     assert together == alone
     assert len(set(alone)) == 16
-    metrics = httpx.get(f"{server.url}/metrics").text
     shared = [
         line for line in metrics.splitlines() if line.startswith('flux_step_images_bucket{kind="denoise"')
     ]

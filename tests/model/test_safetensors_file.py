@@ -1,8 +1,10 @@
 """Malformed files: each is refused before anything of it is believed, with the file and the reason."""
 
+import contextlib
 import json
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from model.bundle import open_bundle
 from model.checkpoint import CheckpointError, load_into
 from model.loading import Component
 from model.names import as_named
-from model.safetensors_file import SafetensorsFile
+from model.recognition import find_parts
+from model.safetensors_file import FileReader, SafetensorsFile, StoredTensor, open_regular
 
 VALUES = torch.arange(6, dtype=torch.float32).reshape(2, 3)
 GOOD = save({"proj.weight": VALUES, "proj.bias": torch.ones(2)})
@@ -53,6 +56,12 @@ def two(first: list[int], second: list[int], size: int) -> bytes:
     )
 
 
+def header_format(name: str | None) -> dict[str, str]:
+    layer = {"format": name} if name else "nothing"
+    return {"_quantization_metadata": json.dumps({"layers": {"model.diffusion_model.proj": layer}})}
+
+
+E4M3 = quantised_as("float8_e4m3fn")
 MALFORMED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "has 0 bytes"),
     "shorter than its length field": (b"\x01\x00\x00", "has 3 bytes"),
@@ -70,6 +79,14 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         file_of(b'{"w":%s,"w":%s}' % ((json.dumps(ENTRY).encode(),) * 2)),
         "the key 'w' twice",
     ),
+    "not JSON behind letters of two bytes": (file_of('{"äöü":'.encode() + b"!}", b""), "not JSON at byte 18"),
+    "a name with a line break": (file_of({"a\nlevel=error": ENTRY}), "not printable"),
+    "a name that is half a letter": (
+        file_of(b'{"\\ud800":%s}' % json.dumps(ENTRY).encode()),
+        "not printable",
+    ),
+    "an endless name": (file_of({"x" * 1_000_000: ENTRY}), "more than 1000 characters"),
+    "an endless name twice": (file_of(b'{"%s":1,"%s":1}' % ((b"x" * 1_000_000,) * 2)), "twice"),
     "metadata that are no strings": (file_of({"__metadata__": {"a": 1}}, b""), "__metadata__"),
     "metadata that are a list": (file_of({"__metadata__": []}, b""), "__metadata__"),
     "an entry that is a number": (file_of({"weight": 1}), "dtype, shape and data_offsets"),
@@ -120,6 +137,17 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "nvfp4": (save({"proj.weight": VALUES, "proj.weight_scale_2": torch.ones(1)}), "nvfp4"),
     "an unknown quantised format": (save(FP8 | {"proj.comfy_quant": quantised_as("mxfp8")}), "'mxfp8'"),
     "a quantised format that is no JSON": (save(FP8 | {"proj.comfy_quant": VALUES[0].byte()}), "JSON"),
+    "a quantised format without its scale": (
+        save({key: FP8[key] for key in ("proj.weight", "proj.bias")} | {"proj.comfy_quant": E4M3}),
+        "scale of the quantised tensor 'proj.weight' is missing",
+    ),
+    "an unknown format in the header": (save(FP8, header_format("int8_tensorwise")), "'int8_tensorwise'"),
+    "a format in the header that is a string": (save(FP8, header_format(None)), "'nothing'"),
+    "a header that describes no object": (save(FP8, {"_quantization_metadata": "[1]"}), "not a JSON object"),
+    "a header that describes a list of layers": (
+        save(FP8, {"_quantization_metadata": '{"layers": [1]}'}),
+        "no object of layers",
+    ),
     "one scale per row": (save(FP8 | {"proj.weight_scale": torch.ones(2)}), "one scale per tensor"),
     "a missing tensor": (save({"proj.weight": VALUES}), "1 missing: proj.bias"),
     "an unexpected tensor": (
@@ -135,13 +163,11 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 
 def load(path: Path) -> nn.ModuleDict:
     """Load a linear layer from one file, the way every component is loaded."""
-    from model.recognition import find_parts
-
     bundle = open_bundle(path, allow_pickle=False)
     assert find_parts(bundle) == []
     with torch.device("meta"):
         module = nn.ModuleDict({"proj": nn.Linear(3, 2)})
-    component = Component("layer", path, bundle.tensors, bundle.metadata, as_named)
+    component = Component("layer", path, bundle.tensors, as_named)
     load_into(module, component, device=torch.device("cpu"), dtype=torch.float32)
     return module
 
@@ -150,6 +176,13 @@ def test_a_good_file_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "good.safetensors"
     path.write_bytes(GOOD)
     assert torch.equal(load(path)["proj"].weight, VALUES)
+
+
+@pytest.mark.parametrize("metadata", [None, header_format("float8_e4m3fn")], ids=["plain", "described"])
+def test_a_scaled_file_is_loaded(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(save(FP8 | {"proj.weight_scale": torch.tensor(0.5)}, metadata))
+    assert torch.equal(load(path)["proj"].weight, VALUES / 2)
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
@@ -200,9 +233,27 @@ def test_values_that_overflow_the_target_dtype_are_refused(tmp_path: Path) -> No
     bundle = open_bundle(path, allow_pickle=False)
     with torch.device("meta"):
         module = nn.ModuleDict({"proj": nn.Linear(3, 2)})
-    component = Component("layer", path, bundle.tensors, {}, as_named)
+    component = Component("layer", path, bundle.tensors, as_named)
     with pytest.raises(CheckpointError, match=r"holds inf .*\(as float16\)"):
         load_into(module, component, device=torch.device("cpu"), dtype=torch.float16)
+
+
+def test_many_names_are_compared_in_no_time(tmp_path: Path) -> None:
+    """A header of 32 MB holds two million names; comparing each with each would take hours."""
+    names = [*range(60_000), 59_999]
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(file_of(b"{" + b",".join(b'"%d":1' % name for name in names) + b"}"))
+    began_s = time.process_time()
+    with pytest.raises(CheckpointError, match="'59999' twice"):
+        SafetensorsFile.open(path)
+    assert time.process_time() - began_s < 5
+
+
+def test_a_device_that_fails_to_read_is_an_error_of_the_checkpoint() -> None:
+    path = Path("/proc/self/mem")  # nothing is mapped at its first byte: EIO
+    tensor = StoredTensor("weight", torch.uint8, (8,), 0, 8)
+    with open_regular(path) as fd, pytest.raises(CheckpointError, match="cannot be read at byte 0"):
+        FileReader(path, fd).read_into(tensor, 0, memoryview(bytearray(8)))
 
 
 def test_too_many_tensors_are_refused(tmp_path: Path) -> None:
@@ -236,3 +287,34 @@ def test_no_mutation_of_a_file_raises_anything_else(
     except CheckpointError:
         return
     assert sum(tensor.size_bytes for tensor in file.tensors.values()) <= len(mutated)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "BOOL", "F4", ""]) | JSON,
+        "shape": st.lists(st.integers(-1, 4) | st.just(2**62), max_size=3) | JSON,
+        "data_offsets": st.lists(st.integers(-4, 40), min_size=2, max_size=2) | JSON,
+    }
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["proj.weight", "proj.bias", "proj.weight_scale", "proj.comfy_quant", "__metadata__"])
+    | st.text(max_size=5),
+    FIELDS | JSON,
+    max_size=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(header=HEADERS, data=st.binary(max_size=40))
+def test_no_header_raises_anything_else_when_it_is_loaded(
+    tmp_path_factory: pytest.TempPathFactory, header: dict[str, object], data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "drawn.safetensors"
+    path.write_bytes(file_of(header, data))
+    with contextlib.suppress(CheckpointError):
+        load(path)

@@ -59,7 +59,49 @@ def test_a_sums_file_that_is_none_is_refused(folder: Path, line: str, reason: st
         verify(folder)
 
 
+def test_lists_that_find_wrote_are_read(folder: Path) -> None:
+    command = "find . -type f ! -name SHA256SUMS -exec sha256sum {} + > SHA256SUMS"
+    subprocess.run(["sh", "-c", command], cwd=folder, check=True)
+    assert " ./vae/weights" in (folder / "SHA256SUMS").read_text()
+    verify(folder)
+    (folder / "SHA256SUMS").write_text(f"{'ab' * 32}  ./a\n{'ab' * 32}  a\n")
+    with pytest.raises(CheckpointError, match="line 2"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x85b", "a\u2028b", "a\\b"], ids=ascii)
+def test_names_that_a_line_cannot_hold_are_not_written(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / name).write_text("")
+    assert main([str(folder), "--write"]) == 1
+    assert "cannot be listed" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_or_written_is_told_on_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "SHA256SUMS").unlink()
+    (folder / "SHA256SUMS").mkdir()
+    for arguments in ([str(folder)], [str(folder), "--write"]):
+        capsys.readouterr()
+        assert main(arguments) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_folder_without_sums_is_refused(tmp_path: Path) -> None:
     assert main([str(tmp_path)]) == 1
     with pytest.raises(CheckpointError, match="SHA256SUMS: cannot be read"):
         verify(tmp_path)
+
+
+def test_folders_behind_links_count_too(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "weights.safetensors").write_bytes(b"linked")
+    (folder / "transformer").symlink_to(elsewhere)
+    (folder / "loop").symlink_to(folder)
+    assert main([str(folder), "--write"]) == 0
+    verify(folder)
+    (elsewhere / "weights.safetensors").write_bytes(b"altered")
+    with pytest.raises(CheckpointError, match=r"transformer/weights.safetensors: has SHA-256"):
+        verify(folder)

@@ -92,6 +92,7 @@ def main() -> None:
                 threading.Thread(target=answer, args=arguments, daemon=True).start()
             case Cancel(id=image_id):
                 cancelled.add(image_id)
+                connection.send(Failed(id=image_id, code="cancelled", message="forgotten"))
                 sys.stderr.write(f"cancelled {image_id}\n")
                 sys.stderr.flush()
             case Stop():

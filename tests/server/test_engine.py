@@ -231,6 +231,22 @@ def test_a_deadline_is_kept_even_by_a_worker_that_hangs() -> None:
     run(story)
 
 
+def test_a_worker_that_hangs_is_replaced_though_its_clients_left() -> None:
+    """A stopped process says nothing, not even that it forgot what was cancelled."""
+
+    async def story() -> None:
+        async with engine_on(hang_s=0.5) as engine:
+            first = await worker_pid(engine)
+            os.kill(first, signal.SIGSTOP)
+            assert await ask(engine, request(deadline_s=0.1)) == DeadlineExceeded.code
+            while engine._workers[0].supervisor.pid in (first, None):
+                await asyncio.sleep(0.01)
+            await engine.wait_ready()
+            assert await ask(engine, request()) == "ok"
+
+    run(story)
+
+
 def test_a_worker_that_hangs_is_replaced() -> None:
     async def story() -> None:
         async with engine_on(hang_s=0.5) as engine:
