@@ -158,7 +158,7 @@ class Pipeline:
                 default_width=checkpoint.autoencoder_config.sample_size,
                 default_height=checkpoint.autoencoder_config.sample_size,
                 default_steps=28 if guidance_embed else 4,
-                default_sequence_length=512 if guidance_embed else 256,
+                default_sequence_length=min(512 if guidance_embed else 256, t5_tokenizer.model_max_length),
             ),
             transformer=transformer,
             autoencoder=autoencoder,

@@ -37,10 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
+def has_sums(path: Path) -> bool:
+    """Tell whether the checkpoint at `path`, a folder or a file in one, comes with sums to check."""
+    return (_folder(path) / SUMS_NAME).is_file()
+
+
 def verify(path: Path) -> None:
     """Raise `CheckpointError` unless the folder of `path` is exactly what its SHA256SUMS lists."""
-    folder = path if path.is_dir() else path.parent
-    if problems := list(find_problems(folder)):
+    if problems := list(find_problems(_folder(path))):
         raise CheckpointError("; ".join(problems[:10]))
 
 
@@ -103,6 +107,10 @@ def file_sum(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -30,7 +30,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     max_steps: int
     max_step_tokens: int
     conditioning_cache_bytes: int
-    verify_weights: bool
+    verify_weights: str
     allow_pickle: bool
     log_format: str
     log_level: str

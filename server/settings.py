@@ -75,8 +75,11 @@ class Settings(BaseSettings):
         int, Field(description="bound of the prompt conditioning cache per worker, MiB; 0 turns it off", ge=0)
     ] = 256
     verify_weights: Annotated[
-        bool, Field(description="check the model folder against its SHA256SUMS before loading")
-    ] = False
+        Literal["auto", "always", "never"],
+        Field(
+            description="check the model folder against its SHA256SUMS before loading; auto: if it has them"
+        ),
+    ] = "auto"
     allow_pickle: Annotated[
         bool, Field(description="load pickle checkpoints (weights_only) instead of refusing them")
     ] = False

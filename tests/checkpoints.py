@@ -1,10 +1,6 @@
-"""Small random FLUX.1 pipelines made with diffusers' own classes: the oracle, and what it saves is the input.
-
-`python -m tests.checkpoints FOLDER` writes the embedded random checkpoint.
-"""
+"""Small random FLUX.1 pipelines of diffusers' own classes: the oracle, and what it saves is the input."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +185,3 @@ def _write_t5_tokenizer(folder: Path) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def write_embedded(folder: Path) -> None:
-    """Write the random checkpoint that the server serves by default, bfloat16, in the diffusers layout."""
-    write_tokenizers(folder)
-    pipeline = random_pipeline(folder, num_layers=1, num_single_layers=2, num_attention_heads=2)
-    pipeline.to(torch.bfloat16).save_pretrained(folder)
-
-
-if __name__ == "__main__":
-    write_embedded(Path(sys.argv[1]))

@@ -113,8 +113,16 @@ def test_nothing_is_pickled() -> None:
             assert "torch.load(" not in path.read_text(), path
 
 
+def test_nothing_but_its_training_knows_the_training_of_the_embedded_model() -> None:
+    for path in modules():
+        if not dotted(path).startswith("model.training"):
+            assert not any(name.startswith("model.training") for name in imports(path)), path
+
+
 def test_nothing_in_the_packages_knows_the_embedded_model_is_small() -> None:
     for path in modules():
+        if dotted(path).startswith("model.training"):
+            continue  # its making must
         text = path.read_text()
         for line in text.splitlines():
             if "tiny" in line:

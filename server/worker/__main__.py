@@ -24,7 +24,7 @@ from model.checkpoint import CheckpointError
 from model.device import DtypeName, NumericsName, choose_device, choose_dtype, choose_numerics
 from model.pipeline import Pipeline
 from model.progress import loading_bar
-from model.verify import verify
+from model.verify import has_sums, verify
 from server import logs
 from server.generation import ModelInfo
 from server.protocol import Fatal, ProtocolError, Ready, Start
@@ -77,7 +77,7 @@ def main() -> int:
 
 def _load(start: Start) -> Pipeline:
     path = Path(start.model)
-    if start.verify_weights:
+    if start.verify_weights == "always" or (start.verify_weights == "auto" and has_sums(path)):
         verify(path)
     device = choose_device(start.device)
     if start.threads:

@@ -161,13 +161,13 @@ def test_tls_and_json_logs(tmp_path: Path) -> None:
         assert (request["route"], request["status"], request["level"]) == ("/v1/models", 503, "info")
 
 
-def test_tampered_weights_end_a_verifying_start(tmp_path: Path) -> None:
+def test_tampered_weights_end_the_start(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     shutil.copytree(ROOT / "model" / "tiny", folder)
     write_sums(folder)
     path = folder / "vae" / "config.json"
     path.write_bytes(path.read_bytes() + b" ")
-    status, log = failed_start("--model", str(folder), "--verify-weights", "--log-level", "error")
+    status, log = failed_start("--model", str(folder), "--log-level", "error")
     assert status == 3
     assert "vae/config.json: has SHA-256" in log
 

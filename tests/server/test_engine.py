@@ -41,7 +41,7 @@ def start(model: str = "fake", device: str = "cpu") -> Start:
         max_steps=0,
         max_step_tokens=8192,
         conditioning_cache_bytes=0,
-        verify_weights=False,
+        verify_weights="never",
         allow_pickle=False,
         log_format="text",
         log_level="info",

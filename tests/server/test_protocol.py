@@ -41,7 +41,7 @@ IMAGE = Image(data=b"\0\xff", content_type="image/png", width=1, height=2, seed=
 TO_WORKER: list[ToWorker] = [
     Start(
         model="m", device="cpu", dtype="auto", numerics="auto", threads=1, max_steps=0, max_step_tokens=1,
-        conditioning_cache_bytes=1, verify_weights=True, allow_pickle=False, log_format="text",
+        conditioning_cache_bytes=1, verify_weights="auto", allow_pickle=False, log_format="text",
         log_level="info",
     ),
     Submit(image=REQUEST.images()[0]),
