@@ -17,7 +17,7 @@ class Recipe:
     tower_steps: int = 2400
     autoencoder_steps: int = 4000
     autoencoder_pictures: int = 2000
-    flow_steps: int = 5600
+    flow_steps: int = 8000
     first_picture: int = 0
     pictures_at_start: int = 1000
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
