@@ -1,9 +1,9 @@
 """Every operation of the transformer in plain PyTorch: the specification, the CPU path and the test oracle.
 
-Tensors are `[rows, width]`: the rows of all samples one after another. `lengths` says how many rows each
-sample has, so nothing is padded. What could make a row depend on its neighbours (a matrix product, whose
-tiling follows the number of rows, and a vectorised GELU, whose last elements take a scalar path) runs
-product by product; see `Layout` in model/layout.py for how `exact` numerics choose the products.
+Tensors are `[rows, width]` (see kernels/rows.py), so nothing is padded. What could make a row depend on its
+neighbours (a matrix product, whose tiling follows the number of rows, and a vectorised GELU, whose last
+elements take a scalar path) runs product by product; see `Layout` in model/layout.py for how `exact` numerics
+choose the products.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.rows import Owners, Sequences
 
 NORM_EPS = 1e-6
 
@@ -20,7 +22,9 @@ def split_rows(x: Tensor, lengths: Sequence[int]) -> tuple[Tensor, ...]:
     return torch.split(x, list(lengths))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, products: Sequence[int]) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor, products: Sequence[int], out: Tensor | None = None
+) -> Tensor:
     """Return `x @ weight.T + bias`, computed as one product per entry of `products`.
 
     Args:
@@ -28,18 +32,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, products: Sequence[int]) -> 
         weight: [out, in].
         bias: [out].
         products: rows of each product; they sum to `rows`.
+        out: where to write it, [rows, out].
     """
-    out = x.new_empty(x.shape[0], weight.shape[0])
+    out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
     for rows, slot in zip(split_rows(x, products), split_rows(out, products), strict=True):
         torch.addmm(bias, rows, weight.t(), out=slot)
     return out
 
 
-def gelu_tanh(x: Tensor, products: Sequence[int]) -> Tensor:
-    """Return the tanh approximation of GELU of `x` [rows, width], one product's rows at a time."""
-    if len(products) == 1:
-        return F.gelu(x, approximate="tanh")
-    return torch.cat([F.gelu(rows, approximate="tanh") for rows in split_rows(x, products)])
+def linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, products: Sequence[int], out: Tensor | None = None
+) -> Tensor:
+    """Return `gelu_tanh(linear(x))`; arguments as `linear`."""
+    return gelu_tanh(linear(x, weight, bias, products), products, out)
+
+
+def gelu_tanh(x: Tensor, products: Sequence[int], out: Tensor | None = None) -> Tensor:
+    """Return the tanh approximation of GELU of `x` [rows, width], one product's rows at a time.
+
+    `out` [rows, width], where to write it, may be some columns of a wider tensor.
+    """
+    out = torch.empty_like(x) if out is None else out
+    for rows, slot in zip(split_rows(x, products), split_rows(out, products), strict=True):
+        slot.copy_(F.gelu(rows, approximate="tanh"))
+    return out
 
 
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
@@ -47,54 +63,51 @@ def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), scale, NORM_EPS)
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return `layer_norm(x) * (1 + scale) + shift` with each sample's own shift and scale.
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, owners: Owners) -> Tensor:
+    """Return `layer_norm(x) * (1 + scale) + shift`, every row with its owner's shift and scale.
 
     Args:
         x: [rows, width]; the LayerNorm has no weights and eps 1e-6.
-        shift, scale: [samples, width].
-        lengths: rows of each sample.
+        shift, scale: [owners, width].
+        owners: whose rows these are.
     """
     out = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
-    for rows, sample_shift, sample_scale in zip(split_rows(out, lengths), shift, scale, strict=True):
-        rows.mul_(1 + sample_scale).add_(sample_shift)
+    for span, own_shift, own_scale in zip(owners.spans, shift, scale, strict=True):
+        span.of(out).mul_(1 + own_scale).add_(own_shift)
     return out
 
 
-def gated_residual(x: Tensor, gate: Tensor, y: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return `x + gate * y` with each sample's own gate.
+def gated_residual_norm(
+    x: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, owners: Owners
+) -> Tensor:
+    """Add `gate * y` to `x` in place, every row with its owner's gate, and return its next `modulated_norm`.
 
     float16 is clipped to its finite range: the published weights overflow it, and pictures come out black
     (huggingface/diffusers issues 9096 and 9097).
 
     Args:
         x, y: [rows, width].
-        gate: [samples, width].
-        lengths: rows of each sample.
+        gate, shift, scale: [owners, width].
+        owners: whose rows these are.
     """
-    out = torch.empty_like(x)
-    slots, x_parts, y_parts = (split_rows(rows, lengths) for rows in (out, x, y))
-    for slot, x_rows, sample_gate, y_rows in zip(slots, x_parts, gate, y_parts, strict=True):
-        torch.mul(y_rows, sample_gate, out=slot)
-        slot.add_(x_rows)
-    return out.clamp_(-65504, 65504) if out.dtype == torch.float16 else out
+    for span, own_gate in zip(owners.spans, gate, strict=True):
+        span.of(x).add_(span.of(y) * own_gate)
+    if x.dtype == torch.float16:
+        x.clamp_(-65504, 65504)
+    return modulated_norm(x, shift, scale, owners)
 
 
-def qk_norm_rope(
-    qkv: Tensor, q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise q and k per head, rotate them by their positions, and hand v through.
+def qk_norm_rope(qkv: Tensor, q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Normalise q and k per head and rotate them by their positions, in place; v stays as it is.
 
     Args:
         qkv: [rows, 3 * heads * head_dim], packed `[q | k | v]`, each head-major.
         q_scale, k_scale: [head_dim], the weights of the RMS norms.
         cos, sin: [rows, head_dim / 2], float32.
-
-    Returns:
-        q, k, v: [rows, heads, head_dim].
     """
-    q, k, v = qkv.view(len(qkv), 3, -1, q_scale.shape[0]).unbind(1)
-    return rope(rms_norm(q, q_scale), cos, sin), rope(rms_norm(k, k_scale), cos, sin), v
+    q, k, _ = qkv.view(len(qkv), 3, -1, len(q_scale)).unbind(1)
+    for heads, scale in ((q, q_scale), (k, k_scale)):
+        heads.copy_(rope(rms_norm(heads, scale), cos, sin))
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -107,18 +120,23 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2).to(x.dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, out: Tensor | None = None) -> Tensor:
     """Full bidirectional attention of each sample over its own rows, scaled by `head_dim ** -0.5`.
 
     Args:
         q, k, v: [rows, heads, head_dim].
-        lengths: rows of each sample.
+        sequences: the rows of each sample.
+        out: where to write it; may be some columns of a wider tensor.
 
     Returns:
         [rows, heads * head_dim], heads concatenated.
     """
-    per_sample = zip(*(split_rows(rows, lengths) for rows in (q, k, v)), strict=True)
-    return torch.cat([_attend(*rows) for rows in per_sample])
+    out = q.new_empty(len(q), q.shape[1] * q.shape[2]) if out is None else out
+    for txt, img in sequences.spans:
+        attended = _attend(*(torch.cat([txt.of(rows), img.of(rows)]) for rows in (q, k, v)))
+        txt.of(out).copy_(attended[: txt.rows])
+        img.of(out).copy_(attended[txt.rows :])
+    return out
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -126,9 +144,27 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).squeeze(0).transpose(0, 1).flatten(1)
 
 
-def euler_step(latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """Return `latents + (sigma_next - sigma) * velocity`, float32 [rows, channels]."""
-    return latents + (sigma_next - sigma) * velocity
+def euler_step(latents: Tensor, velocity: Tensor, deltas: Tensor, owners: Owners) -> Tensor:
+    """Return `latents + delta * velocity`, every row with its owner's `sigma_next - sigma`.
+
+    Args:
+        latents: [rows, channels], float32.
+        velocity: [rows, channels].
+        deltas: [owners], float32.
+        owners: whose rows these are.
+    """
+    out = torch.empty_like(latents)
+    for span, delta in zip(owners.spans, deltas, strict=True):
+        torch.add(span.of(latents), span.of(velocity) * delta, out=span.of(out))
+    return out
+
+
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+) -> Tensor:
+    """Return GroupNorm of `x` [n, channels, height, width] and, if asked for, its SiLU."""
+    normed = F.group_norm(x, groups, weight, bias, eps)
+    return F.silu(normed) if silu else normed
 
 
 def to_pixels(image: Tensor) -> Tensor:

@@ -8,17 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.ops import Ops, reference_ops
 from model.config import AutoencoderConfig
 
 NORM_EPS = 1e-6
 
 
 class Autoencoder(nn.Module):
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Ops | None = None) -> None:
+        """Build it on `ops`, by default the reference."""
         super().__init__()
+        ops = ops or reference_ops()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, ops)
+        self.decoder = Decoder(config, ops)
+
+    def to_channels_last(self) -> None:
+        """Store the convolutions' weights as a GPU wants pictures: channels last."""
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn model-space latents [n, 16, h, w] into images [n, 3, 8h, 8w] in about [-1, 1].
@@ -26,7 +35,8 @@ class Autoencoder(nn.Module):
         The scaling is done in float32 and rounded once to the weights' dtype.
         """
         z = latents.float() / self.config.scaling_factor + self.config.shift_factor
-        image: Tensor = self.decoder(z.to(self.decoder.conv_in.weight.dtype))
+        weight = self.decoder.conv_in.weight
+        image: Tensor = self.decoder(z.to(weight.dtype, memory_format=memory_format(weight)))
         return image
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -35,25 +45,33 @@ class Autoencoder(nn.Module):
         `noise` [n, 16, h, w] samples the posterior, `mean + exp(logvar / 2) * noise` with logvar clamped to
         [-30, 20]; without it the mean is taken.
         """
-        mean, logvar = self.encoder(image.to(self.encoder.conv_in.weight.dtype)).float().chunk(2, dim=1)
+        weight = self.encoder.conv_in.weight
+        encoded = self.encoder(image.to(weight.dtype, memory_format=memory_format(weight)))
+        mean, logvar = encoded.float().chunk(2, dim=1)
         if noise is not None:
             mean = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise
         scaled: Tensor = (mean - self.config.shift_factor) * self.config.scaling_factor
         return scaled
 
 
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Return the order in memory of a convolution's weight: its input should have the same."""
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
+
+
 class Encoder(nn.Module):
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Ops) -> None:
         super().__init__()
         channels, deepest = config.channels, config.channels[-1]
         inputs = (channels[0], *channels[:-1])
         self.conv_in = _conv3(3, channels[0])
         self.down = nn.ModuleList(
-            Level(config, inputs[i], channels[i], config.blocks_per_level, down=i < len(channels) - 1)
+            Level(config, ops, inputs[i], channels[i], config.blocks_per_level, down=i < len(channels) - 1)
             for i in range(len(channels))
         )
-        self.mid = Middle(config, deepest)
-        self.norm_out = _norm(config, deepest)
+        self.mid = Middle(config, ops, deepest)
+        self.norm_out = GroupNorm(config, ops, deepest)
         self.conv_out = _conv3(deepest, 2 * config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,24 +79,24 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        out: Tensor = self.conv_out(self.norm_out(self.mid(x), silu=True))
         return out
 
 
 class Decoder(nn.Module):
     """`up` is indexed as the checkpoint does: 0 is full resolution, so it is run from its end."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Ops) -> None:
         super().__init__()
         channels, deepest = config.channels, config.channels[-1]
         inputs = (*channels[1:], deepest)
         self.conv_in = _conv3(config.latent_channels, deepest)
-        self.mid = Middle(config, deepest)
+        self.mid = Middle(config, ops, deepest)
         self.up = nn.ModuleList(
-            Level(config, inputs[i], channels[i], config.blocks_per_level + 1, up=i > 0)
+            Level(config, ops, inputs[i], channels[i], config.blocks_per_level + 1, up=i > 0)
             for i in range(len(channels))
         )
-        self.norm_out = _norm(config, channels[0])
+        self.norm_out = GroupNorm(config, ops, channels[0])
         self.conv_out = _conv3(channels[0], 3)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -86,7 +104,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        out: Tensor = self.conv_out(self.norm_out(x, silu=True))
         return out
 
 
@@ -96,6 +114,7 @@ class Level(nn.Module):
     def __init__(
         self,
         config: AutoencoderConfig,
+        ops: Ops,
         in_channels: int,
         channels: int,
         blocks: int,
@@ -105,7 +124,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(config, in_channels if i == 0 else channels, channels) for i in range(blocks)
+            ResnetBlock(config, ops, in_channels if i == 0 else channels, channels) for i in range(blocks)
         )
         if down:
             self.downsample = Downsample(channels)
@@ -123,11 +142,11 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, config: AutoencoderConfig, channels: int) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Ops, channels: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(config, channels, channels)
-        self.attn_1 = SpatialAttention(config, channels)
-        self.block_2 = ResnetBlock(config, channels, channels)
+        self.block_1 = ResnetBlock(config, ops, channels, channels)
+        self.attn_1 = SpatialAttention(config, ops, channels)
+        self.block_2 = ResnetBlock(config, ops, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the shape [n, channels, h, w]."""
@@ -138,19 +157,19 @@ class Middle(nn.Module):
 class ResnetBlock(nn.Module):
     """`shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))`."""
 
-    def __init__(self, config: AutoencoderConfig, in_channels: int, channels: int) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Ops, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.norm1 = _norm(config, in_channels)
+        self.norm1 = GroupNorm(config, ops, in_channels)
         self.conv1 = _conv3(in_channels, channels)
-        self.norm2 = _norm(config, channels)
+        self.norm2 = GroupNorm(config, ops, channels)
         self.conv2 = _conv3(channels, channels)
         if in_channels != channels:
             self.nin_shortcut = nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, in_channels, h, w] to [n, channels, h, w]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x, silu=True))
+        h = self.conv2(self.norm2(h, silu=True))
         out: Tensor = (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
         return out
 
@@ -158,9 +177,9 @@ class ResnetBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Single-head attention over all positions; its linears are stored as 1x1 convolutions."""
 
-    def __init__(self, config: AutoencoderConfig, channels: int) -> None:
+    def __init__(self, config: AutoencoderConfig, ops: Ops, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(config, channels)
+        self.norm = GroupNorm(config, ops, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -198,8 +217,16 @@ class Upsample(nn.Module):
         return out
 
 
-def _norm(config: AutoencoderConfig, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_groups, channels, eps=NORM_EPS)
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm and, if asked for, the SiLU behind it, by the operations it was built with."""
+
+    def __init__(self, config: AutoencoderConfig, ops: Ops, channels: int) -> None:
+        super().__init__(config.norm_groups, channels, eps=NORM_EPS)
+        self.ops = ops
+
+    def forward(self, x: Tensor, *, silu: bool = False) -> Tensor:
+        """Keep the shape [n, channels, h, w]."""
+        return self.ops.group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu)
 
 
 def _conv3(in_channels: int, channels: int) -> nn.Conv2d:

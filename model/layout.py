@@ -1,8 +1,8 @@
 """Which rows belong to which sample, where a row sits in its picture, and which rows a product may share.
 
-The transformer sees rows only: the text rows of all samples in one tensor, the image rows in another, and
-for attention both of each sample joined, text first. A `Layout` is the map between the three. It depends on
-sizes alone, so the pipeline keeps the layouts of recent steps.
+The transformer sees rows only: the text rows of all samples, then the image rows of all samples, in one
+tensor. A `Layout` says whose they are. It depends on sizes alone, so the pipeline keeps the layouts of
+recent steps.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from kernels.rows import Owners, Sequences, Span, spans
 from model.config import TransformerConfig
 
 
@@ -41,13 +42,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Consecutive rows of each sample in one tensor.
+    """The text rows, the image rows, or both.
 
-    `lengths` are the rows of each sample, `products` those of each matrix product; `cos` and `sin`
-    [rows, head_dim / 2] are the rotations of the rows, float32.
+    `span` is where they lie, `products` are the rows of each matrix product, `cos` and `sin`
+    [rows, head_dim / 2] the rotations, float32.
     """
 
-    lengths: tuple[int, ...]
+    span: Span
     products: tuple[int, ...]
     cos: Tensor
     sin: Tensor
@@ -55,14 +56,18 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The rows of one step: image rows, text rows, and both joined per sample with the text first."""
+    """The rows of one step.
 
-    img: Stream
+    `owners` are the image rows of each sample, then the text rows of each: the order in which a double
+    block's modulation has them.
+    """
+
+    img_lengths: tuple[int, ...]
     txt: Stream
+    img: Stream
     joint: Stream
-    joint_order: Tensor  # row of cat([txt, img]) that stands at each joint row
-    txt_rows: Tensor  # joint row of each text row
-    img_rows: Tensor  # joint row of each image row
+    owners: Owners
+    sequences: Sequences
 
     @classmethod
     def build(
@@ -74,38 +79,32 @@ class Layout:
         device: torch.device,
     ) -> Self:
         """Lay out samples of the given shapes one after another."""
-        tables = [rope_table(shape, config) for shape in shapes]
-        is_txt = torch.cat([torch.arange(len(t)) < s.txt_rows for t, s in zip(tables, shapes, strict=True)])
-        txt_rows, img_rows = is_txt.nonzero().flatten(), (~is_txt).nonzero().flatten()
-        angles = torch.cat(tables)
+        txt_spans = spans([shape.txt_rows for shape in shapes])
+        txt = Span(0, sum(span.rows for span in txt_spans))
+        img_spans = spans([shape.img_rows for shape in shapes], start=txt.rows)
+        img = Span(txt.rows, sum(span.rows for span in img_spans))
+        tables = [(rope_table(shape, config), shape.txt_rows) for shape in shapes]
+        angles = torch.cat(
+            [*(table[:rows] for table, rows in tables), *(table[rows:] for table, rows in tables)]
+        )
 
-        def stream(lengths: Sequence[int], rows: Tensor) -> Stream:
+        def stream(span: Span, parts: Sequence[Span]) -> Stream:
+            own = span.of(angles)
             return Stream(
-                lengths=tuple(lengths),
-                products=tuple(lengths) if numerics is Numerics.EXACT else (sum(lengths),),
-                cos=angles[rows].cos().float().to(device),
-                sin=angles[rows].sin().float().to(device),
+                span=span,
+                products=tuple(p.rows for p in parts) if numerics is Numerics.EXACT else (span.rows,),
+                cos=own.cos().float().to(device),
+                sin=own.sin().float().to(device),
             )
 
         return cls(
-            img=stream([shape.img_rows for shape in shapes], img_rows),
-            txt=stream([shape.txt_rows for shape in shapes], txt_rows),
-            joint=stream([len(table) for table in tables], torch.arange(len(angles))),
-            joint_order=torch.argsort(torch.cat([txt_rows, img_rows])).to(device),
-            txt_rows=txt_rows.to(device),
-            img_rows=img_rows.to(device),
+            img_lengths=tuple(span.rows for span in img_spans),
+            txt=stream(txt, txt_spans),
+            img=stream(img, img_spans),
+            joint=stream(Span(0, txt.rows + img.rows), txt_spans + img_spans),
+            owners=Owners.build(img_spans + txt_spans, device),
+            sequences=Sequences.build(list(zip(txt_spans, img_spans, strict=True)), device),
         )
-
-    def join(self, txt: Tensor, img: Tensor) -> Tensor:
-        """Put text and image rows [rows, ...] into the joint order."""
-        both = torch.cat([txt, img])
-        return both if len(self.joint.lengths) == 1 else both[self.joint_order]
-
-    def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the text and the image rows out of the joint order."""
-        if len(self.joint.lengths) == 1:
-            return joint[: self.txt.lengths[0]], joint[self.txt.lengths[0] :]
-        return joint[self.txt_rows], joint[self.img_rows]
 
 
 def rope_table(shape: Shape, config: TransformerConfig) -> Tensor:

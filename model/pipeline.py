@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-from kernels import reference as ops
+from kernels.dispatch import KernelsName, choose
+from kernels.rows import Owners, spans
 from model.autoencoder import Autoencoder
-from model.checkpoint import combined_digest, load_into, open_checkpoint
+from model.checkpoint import Checkpoint, combined_digest, load_into, open_checkpoint
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
 from model.layout import Layout, Numerics, Shape
@@ -101,8 +102,10 @@ class Pipeline:
         self.conditioning = ConditioningCache(conditioning_cache_bytes)
         self.device = transformer.img_in.weight.device
         self.dtype = transformer.img_in.weight.dtype
+        self.ops = transformer.ops
         self.numerics = Numerics(info.numerics)
         self._layout = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_layout)
+        self._owners = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_owners)
 
     @classmethod
     def load(
@@ -112,6 +115,7 @@ class Pipeline:
         device: torch.device,
         dtype: torch.dtype,
         numerics: Numerics,
+        kernels: KernelsName = "auto",
         conditioning_cache_bytes: int = 256 << 20,
         allow_pickle: bool = False,
         progress: Progress | None = None,
@@ -122,9 +126,18 @@ class Pipeline:
         """
         checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
         text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+        config = checkpoint.transformer_config
+        ops = choose(
+            kernels,
+            device=device,
+            dtype=dtype,
+            exact=numerics is Numerics.EXACT,
+            heads=config.num_heads,
+            head_dim=config.head_dim,
+        )
         with torch.device("meta"):
-            transformer = Transformer(checkpoint.transformer_config)
-            autoencoder = Autoencoder(checkpoint.autoencoder_config)
+            transformer = Transformer(config, ops)
+            autoencoder = Autoencoder(checkpoint.autoencoder_config, ops)
             clip_model = CLIPTextModel(checkpoint.clip_config)
             t5_model = T5EncoderModel(checkpoint.t5_config)
 
@@ -145,21 +158,19 @@ class Pipeline:
                 (t5_model, checkpoint.t5, text_dtype),
             )
         ]
+        if device.type == "cuda":
+            autoencoder.to_channels_last()
         clip_tokenizer, t5_tokenizer = load_tokenizers(checkpoint.clip_tokenizer, checkpoint.t5_tokenizer)
-        guidance_embed = checkpoint.transformer_config.guidance_embed
+        info = PipelineInfo(
+            name=checkpoint.name,
+            digest=combined_digest(digests),
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            numerics=numerics.value,
+            **_defaults(checkpoint, longest_text=t5_tokenizer.model_max_length),
+        )
         return cls(
-            info=PipelineInfo(
-                name=checkpoint.name,
-                digest=combined_digest(digests),
-                device=str(device),
-                dtype=str(dtype).removeprefix("torch."),
-                numerics=numerics.value,
-                guidance_embed=guidance_embed,
-                default_width=checkpoint.autoencoder_config.sample_size,
-                default_height=checkpoint.autoencoder_config.sample_size,
-                default_steps=28 if guidance_embed else 4,
-                default_sequence_length=min(512 if guidance_embed else 256, t5_tokenizer.model_max_length),
-            ),
+            info=info,
             transformer=transformer,
             autoencoder=autoencoder,
             clip=Clip(clip_model, clip_tokenizer),
@@ -262,12 +273,16 @@ class Pipeline:
     def denoise_step(self, samples: Sequence[Sample]) -> None:
         """Advance every sample by one of its own steps; if this raises, no sample has moved."""
         velocities = self._velocities(samples)
-        latents = [
-            ops.euler_step(sample.latents, velocity, *sample.sigmas[sample.step : sample.step + 2])
-            for sample, velocity in zip(samples, velocities, strict=True)
-        ]
-        for sample, moved in zip(samples, latents, strict=True):
-            sample.latents = moved
+        owners = self._owners(tuple(len(velocity) for velocity in velocities))
+        deltas = [sample.sigmas[sample.step + 1] - sample.sigmas[sample.step] for sample in samples]
+        moved = self.ops.euler_step(
+            torch.cat([sample.latents for sample in samples]),
+            torch.cat(velocities),
+            torch.tensor(deltas, device=self.device),
+            owners,
+        )
+        for sample, span in zip(samples, owners.spans, strict=True):
+            sample.latents = span.of(moved)
             sample.step += 1
 
     @torch.inference_mode()
@@ -316,7 +331,7 @@ class Pipeline:
             torch.stack([each.modulation[sample.step] for sample, each in passes]),
             layout,
         ).float()
-        per_pass = iter(ops.split_rows(velocity, layout.img.lengths))
+        per_pass = iter(torch.split(velocity, list(layout.img_lengths)))
         return [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
 
     def _build_layout(self, shapes: tuple[Shape, ...]) -> Layout:
@@ -324,13 +339,36 @@ class Pipeline:
             shapes, config=self.transformer.config, numerics=self.numerics, device=self.device
         )
 
+    def _build_owners(self, lengths: tuple[int, ...]) -> Owners:
+        return Owners.build(spans(lengths), self.device)
+
     def _decode(self, sample: Sample) -> Pixels:
         latents = unpack(sample.latents.unsqueeze(0), width=sample.width, height=sample.height)
         image = self.autoencoder.decode(latents)[0]
         if not bool(torch.isfinite(image).all()):
             raise ArithmeticError("the decoded picture holds values that are not finite")
-        pixels: Pixels = ops.to_pixels(image).cpu().numpy()
+        pixels: Pixels = self.ops.to_pixels(image).cpu().numpy()
         return pixels
+
+
+class _Defaults(TypedDict):
+    guidance_embed: bool
+    default_width: int
+    default_height: int
+    default_steps: int
+    default_sequence_length: int
+
+
+def _defaults(checkpoint: Checkpoint, *, longest_text: int) -> _Defaults:
+    """Return what belongs to these weights where a request leaves it open."""
+    guidance_embed = checkpoint.transformer_config.guidance_embed
+    return {
+        "guidance_embed": guidance_embed,
+        "default_width": checkpoint.autoencoder_config.sample_size,
+        "default_height": checkpoint.autoencoder_config.sample_size,
+        "default_steps": 28 if guidance_embed else 4,
+        "default_sequence_length": min(512 if guidance_embed else 256, longest_text),
+    }
 
 
 def _guided(velocities: list[Tensor], guidance_scale: float) -> Tensor:

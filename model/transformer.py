@@ -11,18 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.ops import Ops, reference_ops
 from model.config import TransformerConfig
-from model.layers import DoubleStreamBlock, FinalLayer, MLPEmbedder, SingleStreamBlock, linear
+from model.layers import DoubleStreamBlock, FinalLayer, MLPEmbedder, OnRows, SingleStreamBlock
 from model.layout import Layout
 
 SINUSOID_WIDTH = 256
 
 
-class Transformer(nn.Module):
+class Transformer(OnRows):
     """Parameters carry the names and shapes of the original checkpoint (`flux1-schnell.safetensors`)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
+    def __init__(self, config: TransformerConfig, ops: Ops | None = None) -> None:
+        """Build it on `ops`, by default the reference."""
+        ops = ops or reference_ops()
+        super().__init__(ops)
         width = config.hidden_size
         self.config = config
         self.img_in = nn.Linear(config.in_channels, width)
@@ -31,8 +34,8 @@ class Transformer(nn.Module):
         self.vector_in = MLPEmbedder(config.pooled_width, width)
         if config.guidance_embed:
             self.guidance_in = MLPEmbedder(SINUSOID_WIDTH, width)
-        self.double_blocks = nn.ModuleList(DoubleStreamBlock(config) for _ in range(config.depth_double))
-        self.single_blocks = nn.ModuleList(SingleStreamBlock(config) for _ in range(config.depth_single))
+        self.double_blocks = nn.ModuleList(DoubleStreamBlock(config, ops) for _ in range(config.depth_double))
+        self.single_blocks = nn.ModuleList(SingleStreamBlock(config, ops) for _ in range(config.depth_single))
         self.final_layer = FinalLayer(config)
 
     def forward(self, img: Tensor, txt: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
@@ -47,16 +50,12 @@ class Transformer(nn.Module):
         Returns:
             [img_rows, in_channels].
         """
-        double_mods, single_mods, final_mod = self._parts(modulation)
-        img = linear(self.img_in, img, layout.img)
-        for block, (img_mod, txt_mod) in zip(self.double_blocks, double_mods, strict=True):
-            img, txt = block(img, txt, img_mod, txt_mod, layout)
-        x = layout.join(txt, img)
-        for block, mod in zip(self.single_blocks, single_mods, strict=True):
-            x = block(x, mod, layout.joint)
-        _, img = layout.split(x)
-        velocity: Tensor = self.final_layer(img, final_mod, layout.img)
-        return velocity
+        *mods, final = self._modulations(modulation)
+        x = torch.cat([txt, self.linear(self.img_in, img, layout.img)])
+        normed = self.modulated_norm(x, mods[0], layout)
+        for block, mod, following in zip(self._blocks(), mods, [*mods[1:], final], strict=True):
+            normed = block(x, normed, mod, following, layout)
+        return self.linear(self.final_layer.linear, layout.img.span.of(normed), layout.img)
 
     def project_text(self, txt: Tensor) -> Tensor:
         """Map one prompt's T5 states [rows, text_width] to [rows, width]."""
@@ -81,6 +80,10 @@ class Transformer(nn.Module):
         vec = F.silu(vec + self.vector_in(pooled.unsqueeze(0)))
         return torch.cat([layer(vec) for layer in self._modulation_layers()], dim=-1)
 
+    def _blocks(self) -> Iterator[nn.Module]:
+        yield from self.double_blocks
+        yield from self.single_blocks
+
     def _modulation_layers(self) -> Iterator[nn.Module]:
         for block in self.double_blocks:
             assert isinstance(block, DoubleStreamBlock), "double_blocks holds nothing else"
@@ -94,12 +97,18 @@ class Transformer(nn.Module):
         dtype = self.img_in.weight.dtype
         return sinusoid(scaled_time(t, dtype)).to(dtype)
 
-    def _parts(self, modulation: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], Tensor]:
-        width, config = self.config.hidden_size, self.config
-        widths = [6 * width] * (2 * config.depth_double) + [3 * width] * config.depth_single + [2 * width]
-        *blocks, final = torch.split(modulation, widths, dim=-1)
-        doubles, singles = blocks[: 2 * config.depth_double], blocks[2 * config.depth_double :]
-        return list(zip(doubles[::2], doubles[1::2], strict=True)), singles, final
+    def _modulations(self, modulation: Tensor) -> Iterator[Tensor]:
+        """Yield the vectors [owners, ...] of every block and of the final layer, image rows before text rows.
+
+        Double blocks modulate the two streams by vectors of their own, all that follows by the same.
+        """
+        samples, width, config = len(modulation), self.config.hidden_size, self.config
+        sizes = [config.depth_double * 12 * width, config.depth_single * 3 * width, 2 * width]
+        doubles, singles, final = torch.split(modulation, sizes, dim=1)
+        by_stream = doubles.view(samples, config.depth_double, 2, 6 * width).permute(1, 2, 0, 3)
+        yield from by_stream.reshape(config.depth_double, 2 * samples, 6 * width)
+        yield from torch.split(singles.repeat(2, 1), 3 * width, dim=1)
+        yield final.repeat(2, 1)
 
 
 def scaled_time(t: Tensor, dtype: torch.dtype) -> Tensor:

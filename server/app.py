@@ -73,6 +73,7 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
             device=device,
             dtype=settings.dtype,
             numerics=settings.numerics,
+            kernels=settings.kernels,
             threads=threads,
             max_steps=settings.max_steps,
             max_step_tokens=settings.max_step_tokens,

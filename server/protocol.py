@@ -26,6 +26,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     device: str
     dtype: str
     numerics: str
+    kernels: str
     threads: int
     max_steps: int
     max_step_tokens: int

@@ -49,6 +49,12 @@ class Settings(BaseSettings):
         Literal["auto", "exact", "fast"],
         Field(description="exact: neighbours change not one byte of a picture; auto is exact on a CPU"),
     ] = "auto"
+    kernels: Annotated[
+        Literal["auto", "triton", "reference"],
+        Field(
+            description="auto: Triton on a GPU, beside the vendor's where that is faster; else plain PyTorch"
+        ),
+    ] = "auto"
     threads: Annotated[
         int, Field(description="CPU threads of all workers together; 0 takes every core", ge=0, le=1024)
     ] = 0

@@ -13,7 +13,13 @@ PACKAGES = ("kernels", "model", "server")
 # What each part may import of ours, longest prefix first. `server` alone is the version.
 BELOW_WORKER = ("batcher", "generation", "protocol", "errors", "logs")
 ALLOWED = {
-    "server.worker": ("server.worker", "server", "model", *(f"server.{name}" for name in BELOW_WORKER)),
+    "server.worker": (
+        "server.worker",
+        "server",
+        "model",
+        "kernels",
+        *(f"server.{name}" for name in BELOW_WORKER),
+    ),
     "server.http": ("server",),
     "server.batcher": ("server.generation",),
     "server.generation": (),

@@ -72,7 +72,7 @@ LOOKED_AT = (
     "a grey robot at sunset",
     "two white clouds in the sky",
     "a purple flower on a gradient from yellow to green",
-    "a mountain at the bottom on a grey background",
+    "a mountain at the bottom on a white background",
 )
 
 

@@ -83,7 +83,7 @@ def _single(
 ) -> Tensor:
     shift, scale, gate = block.modulation.lin(vec).unsqueeze(1).chunk(3, dim=-1)
     projected = block.linear1(_norm(x) * (1 + scale) + shift)
-    qkv, hidden = projected.split([block.qkv_width, projected.shape[-1] - block.qkv_width], dim=-1)
+    qkv, hidden = projected.tensor_split([3 * block.width], dim=-1)
     attended = _attend(*_normed(block.norm, qkv), rotation, stands_for)
     both = torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1)
     out: Tensor = x + gate * block.linear2(both)

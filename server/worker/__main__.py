@@ -20,6 +20,7 @@ from typing import Final, cast
 import structlog
 import torch
 
+from kernels.dispatch import KernelsName
 from model.checkpoint import CheckpointError
 from model.device import DtypeName, NumericsName, choose_device, choose_dtype, choose_numerics
 from model.pipeline import Pipeline
@@ -89,6 +90,7 @@ def _load(start: Start) -> Pipeline:
             device=device,
             dtype=choose_dtype(cast(DtypeName, start.dtype), device),
             numerics=choose_numerics(cast(NumericsName, start.numerics), device),
+            kernels=cast(KernelsName, start.kernels),
             conditioning_cache_bytes=start.conditioning_cache_bytes,
             allow_pickle=start.allow_pickle,
             progress=progress,

@@ -5,9 +5,11 @@ import torch
 from torch import Tensor
 
 from kernels import reference as ops
+from kernels.rows import Owners, Sequences, spans
 
 LENGTHS = (5, 1, 18)
 ROWS = sum(LENGTHS)
+OWNERS = Owners.build(spans(LENGTHS), torch.device("cpu"))
 
 
 def rows(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -50,19 +52,24 @@ def test_modulated_norm_uses_each_samples_own_vectors(scale: float) -> None:
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     expected = normed * (1 + per_sample(factor)) + per_sample(shift)
     torch.testing.assert_close(
-        ops.modulated_norm(x, shift, factor, LENGTHS), expected.float(), rtol=1e-4, atol=1e-5
+        ops.modulated_norm(x, shift, factor, OWNERS), expected.float(), rtol=1e-4, atol=1e-5
     )
 
 
-def test_gated_residual_uses_each_samples_own_gate() -> None:
-    x, y, gate = rows(16), rows(16, seed=1), torch.randn(3, 16)
-    torch.testing.assert_close(ops.gated_residual(x, gate, y, LENGTHS), x + per_sample(gate) * y)
+def test_gated_residual_norm_adds_in_place_and_norms_the_sum() -> None:
+    x, y, (gate, shift, factor) = rows(32), rows(32, seed=1), torch.randn(3, 3, 32)
+    expected = x + per_sample(gate) * y
+    normed = ops.gated_residual_norm(x, gate, y, shift, factor, OWNERS)
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(normed, ops.modulated_norm(expected, shift, factor, OWNERS))
 
 
-def test_gated_residual_in_float16_stays_finite() -> None:
+def test_gated_residual_norm_in_float16_stays_finite() -> None:
     x = torch.full((ROWS, 16), 60000.0, dtype=torch.float16)
-    out = ops.gated_residual(x, torch.ones(3, 16, dtype=torch.float16), x, LENGTHS)
-    assert out.max().item() == 65504
+    ones = torch.ones(3, 16, dtype=torch.float16)
+    normed = ops.gated_residual_norm(x, ones, x.clone(), ones, ones, OWNERS)
+    assert x.max().item() == 65504
+    assert normed.isfinite().all()
 
 
 def test_rope_rotates_adjacent_pairs() -> None:
@@ -91,30 +98,46 @@ def test_rope_keeps_scores_relative() -> None:
     assert score(7, 3) != pytest.approx(score(3, 7), abs=1e-3)
 
 
-def test_qk_norm_rope_unpacks_q_k_v_head_major() -> None:
-    qkv = rows(3 * 2 * 8)
+def test_qk_norm_rope_changes_q_and_k_where_they_lie() -> None:
+    wide = rows(3 * 2 * 8 + 5)
+    before, qkv = wide.clone(), wide[:, :48]
     cos, sin = torch.ones(ROWS, 4), torch.zeros(ROWS, 4)
-    q, k, v = ops.qk_norm_rope(qkv, torch.ones(8), torch.full((8,), 2.0), cos, sin)
-    torch.testing.assert_close(q[:, 1], ops.rms_norm(qkv[:, 8:16], torch.ones(8)))
-    torch.testing.assert_close(k[:, 0], 2 * ops.rms_norm(qkv[:, 16:24], torch.ones(8)))
-    assert torch.equal(v[:, 1], qkv[:, 40:48])
+    ops.qk_norm_rope(qkv, torch.ones(8), torch.full((8,), 2.0), cos, sin)
+    torch.testing.assert_close(qkv[:, 8:16], ops.rms_norm(before[:, 8:16], torch.ones(8)))
+    torch.testing.assert_close(qkv[:, 16:24], 2 * ops.rms_norm(before[:, 16:24], torch.ones(8)))
+    assert torch.equal(wide[:, 32:], before[:, 32:])
 
 
 def test_attention_stays_within_each_sample() -> None:
     q, k, v = rows(2, 8), rows(2, 8, seed=1), rows(2, 8, seed=2)
-    out = ops.attention(q, k, v, LENGTHS)
-    start = 0
-    for length in LENGTHS:
-        own = slice(start, start + length)
+    txt, img = spans((2, 1, 7)), spans((3, 0, 11), start=10)
+    sequences = Sequences.build(list(zip(txt, img, strict=True)), torch.device("cpu"))
+    wide = torch.full((ROWS, 20), torch.nan)
+    out = ops.attention(q, k, v, sequences, out=wide[:, 2:18])
+    for pair in sequences.spans:
+        own = torch.cat([torch.arange(span.start, span.stop) for span in pair])
         scores = torch.einsum("ihd,jhd->hij", q[own].double(), k[own].double()) / 8**0.5
         expected = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[own].double()).flatten(1)
         torch.testing.assert_close(out[own], expected.float(), rtol=1e-4, atol=1e-5)
-        start += length
+    assert wide[:, :2].isnan().all()
 
 
-def test_euler_step_moves_along_the_velocity() -> None:
-    latents, velocity = rows(64), rows(64, seed=1)
-    torch.testing.assert_close(ops.euler_step(latents, velocity, 0.75, 0.5), latents - 0.25 * velocity)
+def test_euler_step_moves_each_sample_by_its_own_step() -> None:
+    latents, velocity, deltas = rows(64), rows(64, seed=1), torch.tensor([-0.25, -1.0, -0.5])
+    moved = ops.euler_step(latents, velocity, deltas, OWNERS)
+    torch.testing.assert_close(moved, latents + per_sample(deltas[:, None]) * velocity)
+
+
+@pytest.mark.parametrize("silu", [True, False])
+def test_group_norm_silu_is_both_in_a_row(silu: bool) -> None:
+    x, weight, bias = torch.randn(2, 8, 5, 3), torch.randn(8), torch.randn(8)
+    grouped = x.double().view(2, 4, -1)
+    variance = grouped.var(-1, correction=0, keepdim=True)
+    normed = ((grouped - grouped.mean(-1, keepdim=True)) / (variance + 1e-6).sqrt()).view_as(x)
+    normed = normed * weight[:, None, None] + bias[:, None, None]
+    expected = normed * torch.sigmoid(normed) if silu else normed
+    out = ops.group_norm_silu(x, 4, weight, bias, 1e-6, silu=silu)
+    torch.testing.assert_close(out, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_to_pixels_rounds_half_to_even() -> None:

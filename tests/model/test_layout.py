@@ -1,7 +1,8 @@
-"""Rows and their owners: joining, splitting, positions."""
+"""Where the rows of a step lie, whose they are, and their positions."""
 
 import torch
 
+from kernels.rows import Span
 from model.config import TransformerConfig
 from model.layout import Layout, Numerics, Shape, rope_table
 
@@ -13,32 +14,37 @@ def layout(numerics: Numerics = Numerics.EXACT, shapes: tuple[Shape, ...] = SHAP
     return Layout.build(shapes, config=CONFIG, numerics=numerics, device=torch.device("cpu"))
 
 
-def test_joint_rows_put_the_text_of_each_sample_before_its_image() -> None:
-    txt = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2])
-    img = torch.tensor([10] * 8 + [11] * 9 + [12] * 2)
-    joint = layout().join(txt, img)
-    assert joint.tolist() == [0] * 3 + [10] * 8 + [1] + [11] * 9 + [2] * 5 + [12] * 2
+def test_the_text_rows_of_all_samples_come_before_their_image_rows() -> None:
+    rows = layout()
+    assert (rows.txt.span, rows.img.span, rows.joint.span) == (Span(0, 9), Span(9, 19), Span(0, 28))
+    assert rows.img_lengths == (8, 9, 2)
 
 
-def test_split_undoes_join() -> None:
-    for shapes in (SHAPES, SHAPES[:1]):
-        rows = layout(shapes=shapes)
-        txt, img = torch.randn(sum(rows.txt.lengths), 2), torch.randn(sum(rows.img.lengths), 2)
-        txt_again, img_again = rows.split(rows.join(txt, img))
-        assert torch.equal(txt_again, txt)
-        assert torch.equal(img_again, img)
+def test_each_sample_attends_to_its_own_text_and_image() -> None:
+    assert layout().sequences.spans == (
+        (Span(0, 3), Span(9, 8)),
+        (Span(3, 1), Span(17, 9)),
+        (Span(4, 5), Span(26, 2)),
+    )
+
+
+def test_image_rows_look_up_the_first_vectors_and_text_rows_the_others() -> None:
+    expected = [3] * 3 + [4] * 1 + [5] * 5 + [0] * 8 + [1] * 9 + [2] * 2
+    assert layout().owners.by_row.tolist() == expected
 
 
 def test_exact_numerics_give_every_sample_its_own_products() -> None:
-    assert layout(Numerics.EXACT).joint.products == (11, 10, 7)
+    assert layout(Numerics.EXACT).joint.products == (3, 1, 5, 8, 9, 2)
+    assert layout(Numerics.EXACT).img.products == (8, 9, 2)
     assert layout(Numerics.FAST).joint.products == (28,)
 
 
-def test_each_streams_rotations_are_those_of_its_rows_in_the_joint_order() -> None:
+def test_each_streams_rotations_are_those_of_its_rows() -> None:
     rows = layout()
-    txt_cos, img_cos = rows.split(rows.joint.cos)
-    assert torch.equal(txt_cos, rows.txt.cos)
-    assert torch.equal(img_cos, rows.img.cos)
+    for stream in (rows.txt, rows.img):
+        assert torch.equal(stream.span.of(rows.joint.cos), stream.cos)
+    second = rope_table(SHAPES[1], CONFIG)[1:].sin().float()
+    assert torch.equal(rows.img.sin[8:17], second)
 
 
 def test_text_rows_are_not_rotated() -> None:

@@ -124,7 +124,10 @@ def larger_norm_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def exact_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "gelu_tanh", lambda x, products: F.gelu(x))
+    def gelu(x: torch.Tensor, products: tuple[int, ...], out: torch.Tensor | None = None) -> torch.Tensor:
+        return F.gelu(x) if out is None else out.copy_(F.gelu(x))
+
+    monkeypatch.setattr(ops, "gelu_tanh", gelu)
 
 
 def half_precision_tables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ def start(model: str = "fake", device: str = "cpu") -> Start:
         device=device,
         dtype="auto",
         numerics="auto",
+        kernels="auto",
         threads=1,
         max_steps=0,
         max_step_tokens=8192,

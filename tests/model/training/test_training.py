@@ -130,14 +130,17 @@ def test_a_grid_that_is_too_small_has_no_selection() -> None:
 def test_the_text_begins_by_looking_at_the_first_token(side: int) -> None:
     """Half of one head's attention: the token that decides the whole picture must not drown in the others."""
     torch.manual_seed(0)
-    attention = new_transformer().double_blocks[0]
+    block = new_transformer().double_blocks[0]
     layout = Layout.build(
         [Shape(128, side, side)], config=CONFIG, numerics=Numerics.FAST, device=torch.device("cpu")
     )
     with torch.no_grad():
-        txt = attention.txt_attn.heads(torch.randn(128, CONFIG.hidden_size), layout.txt)
-        img = attention.img_attn.heads(torch.randn(side * side, CONFIG.hidden_size), layout.img)
-    query, keys = txt[0][5, 0], torch.cat([txt[1], img[1]])[:, 0]
+        x = torch.randn(128 + side * side, CONFIG.hidden_size)
+        qkv = block.linear_by_stream(block.txt_attn.qkv, block.img_attn.qkv, x, layout)
+        for attn, stream in ((block.txt_attn, layout.txt), (block.img_attn, layout.img)):
+            block.norm_and_turn(attn.norm, stream.span.of(qkv), stream)
+        q, k, _ = block.img_attn.norm.heads(qkv)
+    query, keys = q[5, 0], k[:, 0]
     weights = torch.softmax(keys @ query * CONFIG.head_dim**-0.5, dim=0)
     assert weights[128] > 0.4
     assert weights.argmax() == 128

@@ -1,0 +1,172 @@
+"""`python -m kernels.bench`: every kernel checked, then timed beside its rivals, on this machine's GPU.
+
+A row for every operation, shape and implementation goes to a CSV named after the GPU; fractions are of the
+copy bandwidth and the matrix rate that the same run measures first.
+"""
+
+import argparse
+import csv
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import triton
+from triton.testing import do_bench
+
+from kernels.cases import Call, Case, Dimensions, cases, relative_error
+from kernels.dispatch import TOLERANCE
+from kernels.ops import triton_ops
+
+SIDES = (256, 512, 768, 1024, 1536)
+BATCHES = (1, 4)
+Timer = Callable[[Callable[[], object]], tuple[float, float, float]]  # seconds: p20, p50, p80
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What the machine does at best, in the same run."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    def floor_s(self, case: Case) -> float:
+        return max(case.bytes_moved / self.bytes_per_s, case.flops / self.flops_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the CSV; times in microseconds."""
+
+    op: str
+    shape: str
+    dtype: str
+    implementation: str
+    p20_us: float
+    p50_us: float
+    p80_us: float
+    floor_us: float
+    share_of_floor: float
+    error: float
+    gpu: str
+    driver: str
+    torch: str
+    triton: str
+    commit: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--output", type=Path, help="default: a file beside this one, named after the GPU")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("python -m kernels.bench needs a GPU: PyTorch sees none")
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    machine = describe_machine()
+    roof = measure_roof(device, dtype)
+    print(f"{machine['gpu']}: {roof.bytes_per_s / 1e12:.2f} TB/s, {roof.flops_per_s / 1e12:.0f} TFLOP/s")
+    output = options.output or Path(__file__).parent / f"{machine['gpu'].lower().replace(' ', '-')}.csv"
+    is_new = not output.exists()
+    with output.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        if is_new:
+            writer.writeheader()
+        for side in options.sides:
+            for batch in options.batches:
+                every = cases(
+                    triton_ops(), side=side, batch=batch, dtype=dtype, device=device, dimensions=Dimensions()
+                )
+                rows = bench(
+                    every, roof=roof, dtype=dtype, machine=machine, timer=seconds, compiler=torch.compile
+                )
+                for row in rows:
+                    writer.writerow(asdict(row))
+                    file.flush()
+                    print(
+                        f"{row.op:20} {row.shape:20} {row.implementation:15} {row.p50_us:9.1f} us, "
+                        f"{100 * row.share_of_floor:3.0f} % of the floor"
+                    )
+    print(f"{output}: rows added")
+
+
+def bench(
+    every: Iterator[Case] | Sequence[Case],
+    *,
+    roof: Roof,
+    dtype: torch.dtype,
+    machine: dict[str, str],
+    timer: Timer,
+    compiler: Callable[[Call], Call] | None = None,
+) -> Iterator[Row]:
+    """Check each case and time it and its rivals; raises `AssertionError` for one that computes nonsense."""
+    for case in every:
+        expected = case.reference()
+        floor_s = roof.floor_s(case)
+        named = {"ours": case.ours, "torch": case.reference, **case.rivals}
+        if (
+            compiler is not None and not case.flops
+        ):  # the libraries' attention and products are the rivals there
+            named["torch.compile"] = compiler(case.reference)
+        for name, call in named.items():
+            error = relative_error(call(), expected)
+            if not error <= TOLERANCE:
+                raise AssertionError(f"{case.op} at {case.shape}: {name} is off by {error:.2g} of the norm")
+            p20, p50, p80 = timer(call)
+            yield Row(
+                op=case.op,
+                shape=case.shape,
+                dtype=str(dtype).removeprefix("torch."),
+                implementation=name,
+                p20_us=1e6 * p20,
+                p50_us=1e6 * p50,
+                p80_us=1e6 * p80,
+                floor_us=1e6 * floor_s,
+                share_of_floor=floor_s / p50,
+                error=error,
+                **machine,
+            )
+
+
+def seconds(call: Callable[[], object]) -> tuple[float, float, float]:
+    """Time a call on the GPU, the L2 cache cleared before each."""
+    p20, p50, p80 = do_bench(call, quantiles=[0.2, 0.5, 0.8])
+    return p20 / 1000, p50 / 1000, p80 / 1000
+
+
+def measure_roof(device: torch.device, dtype: torch.dtype) -> Roof:
+    """Copy 1 GiB, and multiply random matrices of 8192 squared."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    side = 8192
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    _, copy_s, _ = seconds(lambda: target.copy_(source))
+    _, product_s, _ = seconds(lambda: a @ b)
+    return Roof(2 * source.nbytes / copy_s, 2 * side**3 / product_s)
+
+
+def describe_machine() -> dict[str, str]:
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "driver": _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": _said_by("git", "rev-parse", "--short", "HEAD"),
+    }
+
+
+def _said_by(*command: str) -> str:
+    try:
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""One implementation of every operation, as a model holds them: the reference's, Triton's, or a mixture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Protocol
+
+from torch import Tensor
+
+from kernels import reference
+from kernels.rows import Owners, Sequences
+
+Attention = Callable[[Tensor, Tensor, Tensor, Sequences, Tensor | None], Tensor]
+Linear = Callable[[Tensor, Tensor, Tensor, Sequence[int], Tensor | None], Tensor]
+
+GatedResidualNorm = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Owners], Tensor]
+QkNormRope = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+GeluTanh = Callable[[Tensor, Sequence[int], Tensor | None], Tensor]
+
+_TRITON = {
+    "linear": "matmul",
+    "linear_gelu": "matmul",
+    "gelu_tanh": "activation",
+    "modulated_norm": "norm",
+    "gated_residual_norm": "norm",
+    "qk_norm_rope": "rotary",
+    "attention": "attention",
+    "group_norm_silu": "group_norm",
+    "euler_step": "pictures",
+    "to_pixels": "pictures",
+}
+
+
+class GroupNormSilu(Protocol):
+    def __call__(
+        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """One implementation of every operation of a step; kernels/reference.py says what each one does."""
+
+    linear: Linear
+    linear_gelu: Linear
+    gelu_tanh: GeluTanh
+    modulated_norm: Callable[[Tensor, Tensor, Tensor, Owners], Tensor]
+    gated_residual_norm: GatedResidualNorm
+    qk_norm_rope: QkNormRope
+    attention: Attention
+    group_norm_silu: GroupNormSilu
+    euler_step: Callable[[Tensor, Tensor, Tensor, Owners], Tensor]
+    to_pixels: Callable[[Tensor], Tensor]
+
+
+def reference_ops() -> Ops:
+    return Ops(**{name: getattr(reference, name) for name in _TRITON})
+
+
+def triton_ops() -> Ops:
+    """Imported when they are chosen: a machine without Triton runs the reference."""
+    modules: dict[str, ModuleType] = {
+        file: import_module(f"kernels.{file}") for file in sorted(set(_TRITON.values()))
+    }
+    return Ops(**{name: getattr(modules[file], name) for name, file in _TRITON.items()})
+
+
+def then_gelu(
+    linear: Linear,
+    gelu_tanh: GeluTanh,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    products: Sequence[int],
+    out: Tensor | None,
+) -> Tensor:
+    """A `linear_gelu` of the two operations it is made of."""
+    return gelu_tanh(linear(x, weight, bias, products, None), products, out)

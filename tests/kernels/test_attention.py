@@ -1,0 +1,127 @@
+"""Attention of many samples in Triton against float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels import attention as ours
+from kernels.rows import Sequences
+from tests.kernels.worlds import (
+    assert_near,
+    assert_untouched_around,
+    columns_of,
+    dtypes,
+    poisoned,
+    random,
+    sequences,
+)
+
+TXT, IMG = (33, 1, 64), (40, 131, 64)
+
+
+def packed(
+    rows: int, heads: int, head_dim: int, dtype: torch.dtype, *, scale: float = 1.0
+) -> tuple[Tensor, ...]:
+    """q, k and v as the projection leaves them: side by side, among columns that are NaN."""
+    qkv = columns_of(random(rows, 3 * heads * head_dim, seed=0, dtype=dtype, scale=scale))
+    return qkv.view(rows, 3, heads, head_dim).unbind(1)
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, layout: Sequences) -> Tensor:
+    out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    for pair in layout.spans:
+        own = torch.cat([torch.arange(span.start, span.stop) for span in pair])
+        scores = torch.einsum("ihd,jhd->hij", q[own].double(), k[own].double()) / q.shape[2] ** 0.5
+        out[own] = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[own].double())
+    return out.flatten(1)
+
+
+def assert_attention_near(actual: Tensor, exact: Tensor, dtype: torch.dtype, *, score: float) -> None:
+    """The weights are rounded to the dtype before they meet the values: `eps / 2` of the largest value.
+
+    In float32 an error of the scores, `eps` of the largest, is one of the weights.
+    """
+    if dtype == torch.float32:
+        assert_near(actual, exact, terms=int(64 * max(1.0, score) ** 2), size=4.0)
+    else:
+        terms = int((0.5 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps) ** 2)
+        assert_near(actual, exact, terms=terms, size=2.0)
+
+
+@dtypes
+@pytest.mark.parametrize(("heads", "head_dim"), [(2, 32), (1, 64), (1, 128)])
+def test_samples_of_any_length_agree(dtype: torch.dtype, heads: int, head_dim: int) -> None:
+    layout = sequences(TXT, IMG)
+    q, k, v = packed(sum(TXT + IMG), heads, head_dim, dtype)
+    out = poisoned(len(q), heads * head_dim, dtype)
+    assert ours.attention(q, k, v, layout, out) is out
+    assert_attention_near(out, exact_attention(q, k, v, layout), dtype, score=4.0)
+    assert_untouched_around(out)
+
+
+@dtypes
+def test_large_scores_do_not_overflow(dtype: torch.dtype) -> None:
+    layout = sequences((3,), (70,))
+    q, k, v = packed(73, 1, 32, dtype, scale=10.0)
+    v.mul_(0.1)
+    exact = exact_attention(q, k, v, layout)
+    score = float((q[:, 0].double() @ k[:, 0].double().T).abs().max()) / 32**0.5
+    assert score > 100, "more than exp can take in float32"
+    assert_attention_near(ours.attention(q, k, v, layout), exact, dtype, score=score)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the neighbour's own rows
+def test_nothing_of_a_neighbour_gets_in() -> None:
+    """Not even where its values are not finite, and a tile of keys reaches into its rows."""
+    layout = sequences((5, 3), (20, 30))
+    q, k, v = packed(58, 2, 32, torch.float32)
+    alone = ours.attention(q, k, v, layout)
+    mine = [*range(5), *range(8, 28)]
+    others = [row for row in range(58) if row not in mine]
+    for each in (q, k, v):
+        each[others] = torch.inf
+    beside = ours.attention(q, k, v, layout)
+    assert torch.equal(beside[mine], alone[mine])
+    assert alone[mine].isfinite().all()
+
+
+def test_a_sample_is_the_same_in_any_company() -> None:
+    q, k, v = packed(60, 2, 32, torch.float32)
+    together = ours.attention(q, k, v, sequences((10, 10), (25, 15)))
+    first = [*range(10), *range(20, 45)]
+    alone = ours.attention(*(each[first] for each in (q, k, v)), sequences((10,), (25,)))
+    assert torch.equal(together[first], alone)
+
+
+def test_a_sample_without_text_attends_to_its_image() -> None:
+    layout = sequences((0, 4), (9, 9))
+    q, k, v = packed(22, 1, 32, torch.float32)
+    out = ours.attention(q, k, v, layout)
+    assert_attention_near(out, exact_attention(q, k, v, layout), torch.float32, score=4.0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 70)), min_size=1, max_size=3))
+def test_any_lengths_agree(lengths: list[tuple[int, int]]) -> None:
+    layout = sequences(tuple(txt for txt, _ in lengths), tuple(img for _, img in lengths))
+    q, k, v = packed(sum(map(sum, lengths)), 1, 32, torch.float32)
+    out = ours.attention(q, k, v, layout)
+    assert_attention_near(out, exact_attention(q, k, v, layout), torch.float32, score=4.0)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    q, k, v = packed(8, 2, 32, torch.float32)
+    layout = sequences((3,), (5,))
+    for arguments, message in (
+        ((q, k.half(), v, layout), r"k: .*float16.*q: .*float32.*allowed: alike"),
+        ((q, k[:7], v, layout), r"k: shape \[7, 2, 32\]"),
+        ((q[..., :16], k[..., :16], v[..., :16], layout), r"head_dim one of \(32, 64, 128\)"),
+        ((q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), layout), "heads side by side"),
+        ((q.double(), k.double(), v.double(), layout), "allowed: alike, one of bfloat16"),
+        ((q, k, v, sequences((3,), (4,))), r"shape \[8, 2, 32\].*the sequences have 7 rows"),
+        ((q, k, v, layout, q.new_empty(8, 63)), r"out: shape \[8, 63\].*allowed: \[8, 64\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours.attention(*arguments)

@@ -1,0 +1,114 @@
+"""Which implementation is chosen, and that the whole transformer and autoencoder run on either."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from kernels import activation, attention, matmul, reference
+from kernels.cases import Case, Dimensions, cases
+from kernels.dispatch import choose, trusted
+from kernels.ops import Ops, reference_ops, triton_ops
+from model.autoencoder import Autoencoder
+from model.config import AutoencoderConfig, TransformerConfig
+from model.layout import Layout, Numerics, Shape
+from model.transformer import Transformer
+from tests.kernels.worlds import DEVICE
+
+SMALL = TransformerConfig(
+    hidden_size=64,
+    num_heads=2,
+    mlp_size=128,
+    depth_double=2,
+    depth_single=2,
+    text_width=32,
+    pooled_width=24,
+    rope_axes=(4, 14, 14),
+)
+
+
+def chosen(name: str, device: str = "cpu") -> Ops:
+    return choose(name, device=torch.device(device), dtype=torch.float32, exact=True, heads=2, head_dim=32)
+
+
+def test_a_cpu_runs_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
+        assert chosen("auto") == reference_ops()
+    assert caplog.messages == ["operations: the reference"]
+
+
+def test_triton_and_the_reference_can_be_asked_for() -> None:
+    assert chosen("triton").attention is attention.attention
+    assert chosen("triton").linear is matmul.linear
+    assert chosen("triton").gelu_tanh is activation.gelu_tanh
+    assert chosen("reference", "cuda").attention is reference.attention
+
+
+def small_cases(ops: Ops) -> list[Case]:
+    small = Dimensions(heads=2, head_dim=32, channels=16)
+    return list(cases(ops, side=64, batch=2, dtype=torch.float32, device=DEVICE, dimensions=small))
+
+
+def test_a_kernel_that_agrees_with_the_reference_is_trusted() -> None:
+    ops = triton_ops()
+    assert trusted(ops, small_cases(ops)) == ops
+
+
+def raises(*arguments: object) -> torch.Tensor:
+    raise RuntimeError("no such instruction")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda x, *others: torch.zeros_like(x), "is off by 1 of the norm"),
+        (lambda x, *others: torch.full_like(x, torch.nan), "is off by nan of the norm"),
+        (raises, "fails: no such instruction"),
+    ],
+)
+def test_a_kernel_that_does_not_is_replaced_and_only_that_one(
+    broken: Callable[..., torch.Tensor], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ops = replace(reference_ops(), gelu_tanh=broken)
+    kept = trusted(ops, small_cases(ops))
+    assert kept == reference_ops()
+    assert caplog.messages == [f"operation gelu_tanh: the kernel {message}; the reference runs"]
+
+
+@pytest.mark.parametrize("op", [field.name for field in fields(Ops)])
+def test_both_implementations_take_the_same_arguments(op: str) -> None:
+    ours, theirs = (inspect.signature(getattr(ops, op)) for ops in (triton_ops(), reference_ops()))
+    assert ours == theirs
+
+
+@torch.inference_mode()
+def test_the_whole_transformer_runs_on_the_kernels() -> None:
+    torch.manual_seed(0)
+    plain = Transformer(SMALL, reference_ops()).to(DEVICE)
+    fused = Transformer(SMALL, triton_ops()).to(DEVICE)
+    fused.load_state_dict(plain.state_dict())
+    shapes = [Shape(7, 3, 5), Shape(1, 9, 15), Shape(64, 8, 8)]
+    layout = Layout.build(shapes, config=SMALL, numerics=Numerics.EXACT, device=DEVICE)
+    img = torch.randn(sum(shape.img_rows for shape in shapes), 64, device=DEVICE)
+    txt = torch.randn(sum(shape.txt_rows for shape in shapes), 64, device=DEVICE)
+    sigmas, pooled = torch.tensor([1.0, 0.75, 0.5], device=DEVICE), torch.randn(24, device=DEVICE)
+    modulation = plain.modulate(sigmas, pooled, None)
+    expected = plain(img, txt, modulation, layout)
+    actual = fused(img, txt, modulation, layout)
+    assert (actual - expected).norm() / expected.norm() < 1e-5
+
+
+@torch.inference_mode()
+def test_the_decoder_runs_on_the_kernels() -> None:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(channels=(8, 16), blocks_per_level=1, norm_groups=4, sample_size=16)
+    plain, fused = Autoencoder(config, reference_ops()), Autoencoder(config, triton_ops())
+    fused.load_state_dict(plain.state_dict())
+    fused.to_channels_last()
+    latents = torch.randn(1, 16, 6, 4)
+    expected = plain.to(DEVICE).decode(latents.to(DEVICE))
+    actual = fused.to(DEVICE).decode(latents.to(DEVICE))
+    assert (actual - expected).norm() / expected.norm() < 1e-5

@@ -1,0 +1,57 @@
+"""Every kernel compiles for every architecture, without a GPU, and is what it should be."""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.inspect import ARCHITECTURES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda architecture: f"sm_{architecture}")
+def reports(request: pytest.FixtureRequest) -> list[dict[str, str]]:
+    """What `python -m kernels.inspect` prints, in a process of its own: here kernels are interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    printed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kernels.inspect",
+            "--dtypes",
+            "bfloat16",
+            "--architectures",
+            str(request.param),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return list(csv.DictReader(io.StringIO(printed)))
+
+
+def test_nothing_spills_and_everything_fits(reports: list[dict[str, str]]) -> None:
+    assert len(reports) == 15
+    for report in reports:
+        assert (report["spilled_bytes"], report["stack_bytes"]) == ("0", "0"), report
+        limit = ARCHITECTURES[int(report["architecture"].removeprefix("sm_"))]
+        assert int(report["shared_bytes"]) <= limit, report
+
+
+def test_attention_and_products_use_what_the_architecture_has(reports: list[dict[str, str]]) -> None:
+    for report in reports:
+        if report["kernel"] not in ("_attention", "_matmul"):
+            continue
+        if report["architecture"] == "sm_90":
+            assert int(report["HGMMA"]) > 0, report
+        if report["architecture"] in ("sm_80", "sm_89", "sm_120"):
+            assert int(report["HMMA"]) > 0, report
+        descriptors = report["architecture"] not in ("sm_80", "sm_89")
+        assert (int(report["UTMALDG"]) > 0) == descriptors, report
