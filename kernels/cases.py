@@ -102,14 +102,15 @@ def _elementwise(ops: Ops, world: _World) -> Iterator[Case]:
     kept = x.clone()  # copied first, since the operation changes its input: two more passes
 
     def added(op: GatedResidualNorm) -> Tensor:
-        return op(x.copy_(kept), gate, y, shift, scale, owners)
+        normed = op(x.copy_(kept), gate, y, shift, scale, owners)
+        return torch.cat([x, normed])
 
     yield Case(
         "gated_residual_norm",
         world.shape,
         partial(added, ops.gated_residual_norm),
         partial(added, reference.gated_residual_norm),
-        6 * row_bytes,
+        (4 + 2 + 4) * row_bytes,  # with a copy before and one behind
     )
     head_dim = world.dimensions.head_dim
     qkv, fresh = world.random(rows, 3 * width), world.random(rows, 3 * width)

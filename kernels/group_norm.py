@@ -36,13 +36,13 @@ def group_norm_silu(
     partial = torch.empty(count, blocks, groups, 2, dtype=torch.float32, device=x.device)
     moments = torch.empty(count, groups, 2, dtype=torch.float32, device=x.device)
     out = torch.empty_like(x)
-    _partial_moments[(count, blocks)](
+    _partial_moments[(blocks, count)](
         x, partial, pixels, CHANNELS=channels, GROUPS=groups, ROWS=rows, num_warps=8
     )
     _moments[(count, groups)](
         partial, moments, pixels, blocks, eps, SIZE=channels // groups, GROUPS=groups, ROWS=rows, BLOCKS=1024
     )
-    _normed[(count, blocks)](
+    _normed[(blocks, count)](
         x,
         moments,
         weight,
@@ -60,7 +60,7 @@ def group_norm_silu(
 
 @triton.jit
 def _partial_moments(x, partial, pixels, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr):
-    picture, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    block, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     size: tl.constexpr = CHANNELS // GROUPS
     row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     inside = row < pixels
@@ -71,7 +71,7 @@ def _partial_moments(x, partial, pixels, CHANNELS: tl.constexpr, GROUPS: tl.cons
     mean = tl.sum(tl.sum(grouped, axis=2), axis=0) / count  # [GROUPS]
     away = tl.where(inside[:, :, None], grouped - mean[None, :, None], 0)
     squares = tl.sum(tl.sum(away * away, axis=2), axis=0)
-    target = partial + ((picture * tl.num_programs(1) + block) * GROUPS + tl.arange(0, GROUPS)) * 2
+    target = partial + ((picture * tl.num_programs(0) + block) * GROUPS + tl.arange(0, GROUPS)) * 2
     tl.store(target, mean)
     tl.store(target + 1, squares)
 
@@ -123,7 +123,7 @@ def _normed(
     SILU: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    picture, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    block, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, CHANNELS)[None, :]
     row = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     inside = row < pixels

@@ -127,6 +127,8 @@ class Pipeline:
         checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
         text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         config = checkpoint.transformer_config
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches on the current one
         ops = choose(
             kernels,
             device=device,

@@ -36,15 +36,19 @@ def main() -> None:
 
 
 def train(work: Path, output: Path, recipe: Recipe, *, start: Path | None = None) -> None:
-    """Train what is not yet trained in `work`, from nothing or from `start`, and write `output`."""
-    work.mkdir(parents=True, exist_ok=True)
+    """Train what is not yet trained in `work`, from nothing or from `start`, and write `output`.
+
+    Runs and pictures belong to the encoders they were made with: each `start` has a folder of its own.
+    """
     if start is None:
         transformer, tokenizers = None, work
         text = towers.train(work, recipe)
         images = autoencoder.train(work, recipe)
     else:
         tokenizers = start
-        transformer, images, text = read_checkpoint(start, recipe.device)
+        transformer, images, text, digest = read_checkpoint(start, recipe.device)
+        work = work / f"from-{digest[:12]}"
+        work.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(work, images, text, first=recipe.first_picture)
     transformer = flow.train(work, pictures, recipe, transformer)
     write_checkpoint(output, tokenizers, transformer=transformer, autoencoder=images, text=text)

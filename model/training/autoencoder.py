@@ -127,4 +127,4 @@ def _look(autoencoder: Autoencoder, images: Tensor, file: Path) -> None:
     nearness = -10 * ((images - decoded) / 2).square().mean(dim=(1, 2, 3)).log10()
     print(f"\nautoencoder: {nearness.mean():.1f} dB, worst {nearness.min():.1f} dB")
     sheet = torch.cat([torch.cat([*row[:6]], 2) for row in (images, decoded)], 1)
-    Image.fromarray(to_pixels(sheet).numpy()).save(file)
+    Image.fromarray(to_pixels(sheet).cpu().numpy()).save(file)

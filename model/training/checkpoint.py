@@ -64,9 +64,11 @@ def write_checkpoint(
     write_sums(folder)
 
 
-def read_checkpoint(folder: Path, device: torch.device) -> tuple[Transformer, Autoencoder, Text]:
-    """Read what `write_checkpoint` wrote, in float32, as the server's loader does."""
-    pipeline = Pipeline.load(folder, device=device, dtype=torch.float32, numerics=Numerics.FAST)
+def read_checkpoint(folder: Path, device: torch.device) -> tuple[Transformer, Autoencoder, Text, str]:
+    """Read what `write_checkpoint` wrote, in float32, as the server's loader does, and its digest."""
+    pipeline = Pipeline.load(
+        folder, device=device, dtype=torch.float32, numerics=Numerics.FAST, kernels="reference"
+    )
     clip, t5 = pipeline.clip, pipeline.t5
     for module in (pipeline.autoencoder, clip.model, t5.model):
         module.requires_grad_(False)
@@ -74,6 +76,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> tuple[Transformer, Au
         pipeline.transformer,
         pipeline.autoencoder,
         Text(clip.model, t5.model, clip.tokenizer, t5.tokenizer),
+        pipeline.info.digest,
     )
 
 

@@ -72,7 +72,8 @@ def run(
         for number in bar:
             if prepare is not None:
                 prepare(number, executor)
-            bar.set_postfix(loss=f"{_accumulate(optimizer, loss, number, executor):.4f}", refresh=False)
+            mean_loss = _accumulate(optimizer, loss, number, executor)
+            bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
             optimizer.step(schedule(number, steps), executor)
             if time.monotonic() - kept > KEEP_EVERY_S or optimizer.steps == steps:
                 _save(file, module, optimizer)

@@ -128,11 +128,15 @@ class Towers(nn.Module):
 
 def random_text(rng: random.Random) -> tuple[str, Scene]:
     """A prompt and what to draw for it; one in sixteen is outside the grammar."""
-    if rng.random() < 1 / 16:
-        return strange_prompt(rng)
-    while is_held_out(scene := random_scene(rng)):
-        pass
-    return random_prompt(scene, rng), scene
+    is_strange = rng.random() < 1 / 16
+    while True:
+        if is_strange:
+            prompt, scene = strange_prompt(rng)
+        else:
+            scene = random_scene(rng)
+            prompt = random_prompt(scene, rng)
+        if not is_held_out(scene):
+            return prompt, scene
 
 
 class Text:

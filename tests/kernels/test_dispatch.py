@@ -47,6 +47,12 @@ def test_triton_and_the_reference_can_be_asked_for() -> None:
     assert chosen("reference", "cuda").attention is reference.attention
 
 
+def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"kernels triton on cpu: .*allowed here: auto, reference"):
+        chosen("triton")
+
+
 def small_cases(ops: Ops) -> list[Case]:
     small = Dimensions(heads=2, head_dim=32, channels=16)
     return list(cases(ops, side=64, batch=2, dtype=torch.float32, device=DEVICE, dimensions=small))
