@@ -8,6 +8,7 @@ Floor: 2 * rows * in * out FLOP; [4352, 3072] by [12288, 3072] is 328.6 GFLOP, 0
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -50,8 +51,8 @@ def _linear(
     check_columns("bias", bias, columns, like=x)
     out = torch.empty(len(x), columns, dtype=x.dtype, device=x.device) if out is None else out
     check_columns("out", out, columns, like=x, rows=len(x))
-    tile = tile_shape(x.dtype)
-    tiles = triton.cdiv(len(x), tile["rows"]) * triton.cdiv(columns, tile["columns"])
+    tile = tile_for(x.dtype)
+    tiles = triton.cdiv(len(x), tile.rows) * triton.cdiv(columns, tile.columns)
     device = target(x.device)
     _matmul[(min(tiles, device.multiprocessors),)](
         x,
@@ -64,23 +65,31 @@ def _linear(
         x.stride(0),
         weight.stride(0),
         out.stride(0),
-        ROWS=tile["rows"],
-        COLUMNS=tile["columns"],
-        DEPTH=tile["depth"],
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        DEPTH=tile.depth,
         GROUP=GROUP,
         ACTIVATE=activate,
         DESCRIPTORS=takes_descriptors(device, x, weight),
-        num_warps=tile["warps"],
-        num_stages=tile["stages"],
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return out
 
 
-def tile_shape(dtype: torch.dtype) -> dict[str, int]:
-    """Return the tile of a program, its warps and the stages of its pipeline."""
-    if dtype == torch.float32:
-        return {"rows": 64, "columns": 64, "depth": 32, "warps": 4, "stages": 2}
-    return {"rows": 128, "columns": 128, "depth": 64, "warps": 8, "stages": 3}
+class Tile(NamedTuple):
+    """Rows and columns of a program's tile, the depth of a stage, warps, and stages of the pipeline."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def tile_for(dtype: torch.dtype) -> Tile:
+    """Return the tile that fits registers and shared memory: `python -m kernels.inspect` shows it."""
+    return Tile(64, 64, 32, 4, 2) if dtype == torch.float32 else Tile(128, 128, 64, 8, 3)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import argparse
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from model.pipeline import Pipeline
 from model.sampling import draw_noise
 from model.training import judge
 from model.training.chance import Chance
-from model.training.drawing import PATCH, Picture
+from model.training.drawing import PATCH, Picture, draw
 from model.training.grammar import random_prompt
 from model.training.world import SCENIC, Scene, Setting, is_held_out, random_scene
 
@@ -85,14 +85,26 @@ def held_out_scenes(count: int) -> list[tuple[Scene, str]]:
 
 def evaluate(pipeline: Pipeline, setup: Setup, scenes: Sequence[tuple[Scene, str]]) -> dict[str, Score]:
     """Draw every scene once, with a seed of its own, and count what is right."""
+    return _score(setup, scenes, lambda _, prompt, seed, __: draw_prompt(pipeline, setup, prompt, seed))
+
+
+def evaluate_drawings(setup: Setup, scenes: Sequence[tuple[Scene, str]]) -> dict[str, Score]:
+    """Count what the judge finds right in the drawings that the model is to learn: none can score more."""
+    return _score(setup, scenes, lambda scene, _, __, chance: draw(scene, chance, setup.height, setup.width))
+
+
+def _score(
+    setup: Setup,
+    scenes: Sequence[tuple[Scene, str]],
+    paint: Callable[[Scene, str, int, Chance], Picture],
+) -> dict[str, Score]:
     right: Counter[str] = Counter()
     tried: Counter[str] = Counter()
     for number, (scene, prompt) in enumerate(tqdm(scenes, str(setup), mininterval=5)):
         seed = _FIRST_SEED + number
-        picture = draw_prompt(pipeline, setup, prompt, seed)
         noise = draw_noise(seed=seed, width=setup.width, height=setup.height)
         chance = Chance.of_noise(noise, setup.height // PATCH, setup.width // PATCH)
-        for measure, is_right in findings(scene, picture, chance):
+        for measure, is_right in findings(scene, paint(scene, prompt, seed, chance), chance):
             tried[measure] += 1
             right[measure] += is_right
     return {measure: Score(right[measure], tried[measure]) for measure in MEASURES}
@@ -164,12 +176,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL)
     parser.add_argument("--scenes", type=int, default=600, help="pictures for each row of the table")
     parser.add_argument("--only-first", action="store_true", help="only the first row: 256x256, 4 steps")
+    parser.add_argument("--drawings", action="store_true", help="judge the drawings, not a model")
     options = parser.parse_args()
+    scenes = held_out_scenes(options.scenes)
+    setups = DEFAULT_SETUPS[:1] if options.only_first else DEFAULT_SETUPS
+    if options.drawings:
+        print(table([(setups[0], evaluate_drawings(setups[0], scenes))]))
+        return
     pipeline = Pipeline.load(
         options.model, device=torch.device("cpu"), dtype=torch.float32, numerics=Numerics.FAST
     )
-    scenes = held_out_scenes(options.scenes)
-    setups = DEFAULT_SETUPS[:1] if options.only_first else DEFAULT_SETUPS
     print(table([(setup, evaluate(pipeline, setup, scenes)) for setup in setups]))
 
 

@@ -108,7 +108,12 @@ class Batch(NamedTuple):
 def train(
     folder: Path, pictures: Pictures, recipe: Recipe, transformer: Transformer | None = None
 ) -> Transformer:
-    """Train `transformer`, else one from nothing, or take a run up, and return it."""
+    """Train `transformer`, else one from nothing, or take a run up, and return it.
+
+    Raises `ValueError` for a transformer of another shape than this recipe's.
+    """
+    if transformer is not None and transformer.config != CONFIG:
+        raise ValueError(f"the transformer has {transformer.config}; this recipe trains {CONFIG}")
     torch.manual_seed(0)
     steps = recipe.flow_steps
     transformer = (transformer or new_transformer()).to(recipe.device).requires_grad_()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.rows import Owners, Sequences, Span, spans
+from kernels.rows import Owners, Sequences, spans
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
@@ -70,6 +70,3 @@ def assert_near(actual: Tensor, exact: Tensor, *, terms: int, size: float | None
     allowed = 4 * (0.5 * torch.finfo(actual.dtype).eps * exact.abs()) + absolute + smallest
     excess = (actual.double() - exact).abs() - allowed
     assert excess.max() <= 0, f"off by {float(excess.max()):.3e} more than allowed"
-
-
-__all__ = ["Span"]
