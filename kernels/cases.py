@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import reference
+from kernels.float8 import Rows, multiplies_float8
 from kernels.ops import GatedResidualNorm, Ops, QkNormRope
 from kernels.rows import Owners, Sequences, spans
 
 TXT_ROWS = 256
-Call = Callable[[], Tensor]
+Call = Callable[[], Rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,14 @@ class Case:
         return relative_error(self.ours(), self.reference())
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Rows, expected: Rows) -> float:
     """Return the norm of the difference over the norm of `expected`."""
-    away = (actual.double() - expected.double()).norm()
-    return float(away / expected.double().norm().clamp_min(1e-30))
+    exact = _plain(expected)
+    return float((_plain(actual) - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def _plain(rows: Rows) -> Tensor:
+    return rows.double() if isinstance(rows, Tensor) else rows.dequantized(torch.float32).double()
 
 
 def cases(
@@ -62,6 +67,8 @@ def cases(
     """Yield every operation for `batch` pictures of `side` pixels squared."""
     world = _World(side, batch, dtype, device, dimensions)
     yield from _elementwise(ops, world)
+    if multiplies_float8(device):
+        yield from _quantized(ops, world)
     yield _attention(ops, world)
     yield from _products(ops, world)
     yield from _pictures(ops, world)
@@ -92,17 +99,19 @@ def _elementwise(ops: Ops, world: _World) -> Iterator[Case]:
     x, y = world.random(rows, width), world.random(rows, width)
     shift, scale, gate = (0.1 * world.random(len(owners.spans), width) for _ in range(3))
     row_bytes = rows * width * x.element_size()
-    yield Case(
-        "modulated_norm",
-        world.shape,
-        partial(ops.modulated_norm, x, shift, scale, owners),
-        partial(reference.modulated_norm, x, shift, scale, owners),
-        2 * row_bytes,
-    )
+    for quantized in (False, True)[: 1 + multiplies_float8(world.device)]:
+        yield Case(
+            "modulated_norm",
+            world.shape + ", quantised" * quantized,
+            partial(ops.modulated_norm, x, shift, scale, owners, quantized=quantized),
+            partial(reference.modulated_norm, x, shift, scale, owners, quantized=quantized),
+            row_bytes + (x.numel() if quantized else row_bytes),
+        )
     kept = x.clone()  # copied first, since the operation changes its input: two more passes
 
     def added(op: GatedResidualNorm) -> Tensor:
         normed = op(x.copy_(kept), gate, y, shift, scale, owners)
+        assert isinstance(normed, Tensor), "it was not asked to quantise"
         return torch.cat([x, normed])
 
     yield Case(
@@ -135,6 +144,39 @@ def _elementwise(ops: Ops, world: _World) -> Iterator[Case]:
         partial(ops.gelu_tanh, hidden, (rows,), None),
         partial(reference.gelu_tanh, hidden, (rows,)),
         8 * row_bytes,
+    )
+
+
+def _quantized(ops: Ops, world: _World) -> Iterator[Case]:
+    """What is quantised on its own, and the product of it beside the one that is not."""
+    rows, width = world.rows, world.dimensions.width
+    x, hidden = world.random(rows, width), world.random(rows, 4 * width)
+    bias = world.random(width)
+    weight = (5 * width) ** -0.5 * world.random(width, 5 * width)
+    both, eight = reference.quantized_gelu(hidden, (rows,), x), reference.quantize(weight)
+    plain = both.dequantized(world.dtype)
+    yield Case(
+        "quantize",
+        world.shape,
+        partial(ops.quantize, x),
+        partial(reference.quantize, x),
+        x.nbytes + x.numel(),
+    )
+    yield Case(
+        "quantized_gelu",
+        world.shape,
+        partial(ops.quantized_gelu, hidden, (rows,), x),
+        partial(reference.quantized_gelu, hidden, (rows,), x),
+        5 * (x.nbytes + x.numel()),
+    )
+    yield Case(
+        "quantized_linear",
+        f"{world.shape}, {5 * width} to {width}",
+        partial(ops.quantized_linear, both, eight, bias, (rows,), None),
+        partial(reference.quantized_linear, both, eight, bias, (rows,)),
+        plain.numel() + weight.numel() + x.nbytes,
+        2 * rows * 5 * width * width,
+        {"not quantised": partial(reference.linear, plain, eight.dequantized(world.dtype), bias, (rows,))},
     )
 
 

@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels import activation, attention, group_norm, matmul, norm, pictures, rotary
 from kernels.devices import Target, simulating
+from kernels.float8 import FLOAT8, FLOAT8_UNITS
 from kernels.rows import Owners, Sequences, Span
 
 ARCHITECTURES = {
@@ -45,6 +46,7 @@ _TYPES = {
     torch.float32: "fp32",
     torch.int32: "i32",
     torch.uint8: "u8",
+    FLOAT8: "fp8e4nv",
 }
 
 
@@ -102,7 +104,7 @@ def launches(architecture: int, dtype: torch.dtype) -> list[Launch]:
     """Call every operation and catch what it launches."""
     found: list[Launch] = []
     capability = divmod(architecture, 10)
-    for op, call in _calls(dtype):
+    for op, call in (*_calls(dtype), *(_quantizing(dtype) if capability >= FLOAT8_UNITS else ())):
         with simulating(Target(capability, 132)), _caught(partial(_noted, found, op)):
             call()
     return found
@@ -140,6 +142,27 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     yield f"to_pixels {name}", lambda: pictures.to_pixels(_tensor(3, 64, 64, dtype=dtype))
     latents, velocity = _tensor(rows, 64), _tensor(rows, 64, dtype=dtype)
     yield f"euler_step {name}", lambda: pictures.euler_step(latents, velocity, _tensor(2), owners)
+
+
+def _quantizing(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The operations that write e4m3, as a single block calls them."""
+    rows, width = 512, 3072
+    layout = Owners.build([Span(256, 256), Span(0, 256)], torch.device("cpu"))
+    owners = Owners(layout.spans, layout.by_row.to("meta"))
+    x, up, vectors = (
+        _tensor(n, columns, dtype=dtype) for n, columns in ((rows, width), (rows, 4 * width), (2, width))
+    )
+    name = str(dtype).removeprefix("torch.")
+    yield f"quantize {name}", lambda: activation.quantize(x)
+    yield f"quantized_gelu {name}", lambda: activation.quantized_gelu(up, (rows,), x)
+    yield (
+        f"quantized modulated_norm {name}",
+        lambda: norm.modulated_norm(x, vectors, vectors, owners, quantized=True),
+    )
+    yield (
+        f"quantized gated_residual_norm {name}",
+        lambda: norm.gated_residual_norm(x, vectors, x, vectors, vectors, owners, quantized=True),
+    )
 
 
 def _attention(rows: int, heads: int, head_dim: int, dtype: torch.dtype) -> None:

@@ -1,7 +1,8 @@
 """The norms over whole rows in Triton: one read and one write of each row, statistics in float32.
 
 Floor: bytes over bandwidth. A [4352, 3072] bfloat16 tensor is 26.7 MB: 12.4 us to read and write at the
-4.3 TB/s that an H200 copies; `gated_residual_norm` reads two and writes two, 24.9 us.
+4.3 TB/s that an H200 copies; `gated_residual_norm` reads two and writes two, 24.9 us. Quantised, the result
+is half as large: 9.3 and 21.7 us.
 """
 
 import torch
@@ -10,7 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.arguments import check_columns, check_rows
+from kernels.float8 import FLOAT8, Quantized, Rows
 from kernels.reference import NORM_EPS
+from kernels.rounding import rounded, scale_of
 from kernels.rows import Owners
 
 FLOAT16_MAX = 65504.0
@@ -39,27 +42,44 @@ def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     return out
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, owners: Owners) -> Tensor:
+def modulated_norm(
+    x: Tensor, shift: Tensor, scale: Tensor, owners: Owners, *, quantized: bool = False
+) -> Rows:
     """As `reference.modulated_norm`."""
-    return _modulated(x, None, None, shift, scale, owners)
+    return _modulated(x, None, None, shift, scale, owners, quantized=quantized)
 
 
 def gated_residual_norm(
-    x: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, owners: Owners
-) -> Tensor:
+    x: Tensor,
+    gate: Tensor,
+    y: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    owners: Owners,
+    *,
+    quantized: bool = False,
+) -> Rows:
     """As `reference.gated_residual_norm`."""
     check_rows("y", y, like=x)
     check_columns("gate", gate, x.shape[1], like=x, rows=len(owners.spans))
-    return _modulated(x, gate, y, shift, scale, owners)
+    return _modulated(x, gate, y, shift, scale, owners, quantized=quantized)
 
 
 def _modulated(
-    x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor, scale: Tensor, owners: Owners
-) -> Tensor:
+    x: Tensor,
+    gate: Tensor | None,
+    y: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    owners: Owners,
+    *,
+    quantized: bool,
+) -> Rows:
     check_rows("x", x, rows=len(owners.by_row))
     for name, vectors in (("shift", shift), ("scale", scale)):
         check_columns(name, vectors, x.shape[1], like=x, rows=len(owners.spans))
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=FLOAT8 if quantized else x.dtype, device=x.device)
+    row_scale = torch.empty(len(x), 1, dtype=torch.float32, device=x.device) if quantized else None
     rows, columns, warps = _tile(x.shape[1])
     _modulated_norm[(triton.cdiv(len(x), rows),)](
         x,
@@ -69,6 +89,7 @@ def _modulated(
         scale,
         owners.by_row,
         out,
+        row_scale,
         len(x),
         x.stride(0),
         0 if gate is None else gate.stride(0),
@@ -83,7 +104,7 @@ def _modulated(
         COLUMNS=columns,
         num_warps=warps,
     )
-    return out
+    return out if row_scale is None else Quantized(out, row_scale)
 
 
 def _tile(width: int) -> tuple[int, int, int]:
@@ -124,6 +145,7 @@ def _modulated_norm(
     scale,
     owner,
     out,
+    row_scale,
     x_rows,
     x_stride,
     gate_stride,
@@ -155,6 +177,10 @@ def _modulated_norm(
     variance = tl.sum(centred * centred, axis=1, keep_dims=True) / WIDTH
     factor = 1 + tl.load(scale + own * scale_stride + column, mask=inside, other=0).to(tl.float32)
     offset = tl.load(shift + own * shift_stride + column, mask=inside, other=0).to(tl.float32)
-    tl.store(
-        out + row * out_stride + column, centred * tl.rsqrt(variance + EPS) * factor + offset, mask=inside
-    )
+    normed = centred * tl.rsqrt(variance + EPS) * factor + offset
+    if row_scale is not None:
+        normed = normed.to(x.dtype.element_ty).to(tl.float32)  # as if it had been written between
+        own_scale = scale_of(tl.max(tl.where(inside, tl.abs(normed), 0), axis=1, keep_dims=True))
+        tl.store(row_scale + row, own_scale, mask=row < x_rows)
+        normed = rounded(normed, own_scale)
+    tl.store(out + row * out_stride + column, normed.to(out.dtype.element_ty), mask=inside)

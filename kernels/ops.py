@@ -9,12 +9,13 @@ from typing import Protocol
 from torch import Tensor
 
 from kernels import reference
+from kernels.float8 import Quantized, Rows
 from kernels.rows import Owners, Sequences
 
 Attention = Callable[[Tensor, Tensor, Tensor, Sequences, Tensor | None], Tensor]
 Linear = Callable[[Tensor, Tensor, Tensor, Sequence[int], Tensor | None], Tensor]
 
-GatedResidualNorm = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Owners], Tensor]
+QuantizedLinear = Callable[[Quantized, Quantized, Tensor, Sequence[int], Tensor | None], Tensor]
 QkNormRope = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 GeluTanh = Callable[[Tensor, Sequence[int], Tensor | None], Tensor]
 
@@ -22,6 +23,9 @@ _TRITON = {
     "linear": "matmul",
     "linear_gelu": "matmul",
     "gelu_tanh": "activation",
+    "quantize": "activation",
+    "quantized_gelu": "activation",
+    "quantized_linear": "reference",  # the vendor's product
     "modulated_norm": "norm",
     "gated_residual_norm": "norm",
     "qk_norm_rope": "rotary",
@@ -38,6 +42,26 @@ class GroupNormSilu(Protocol):
     ) -> Tensor: ...
 
 
+class ModulatedNorm(Protocol):
+    def __call__(
+        self, x: Tensor, shift: Tensor, scale: Tensor, owners: Owners, *, quantized: bool = False
+    ) -> Rows: ...
+
+
+class GatedResidualNorm(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        gate: Tensor,
+        y: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        owners: Owners,
+        *,
+        quantized: bool = False,
+    ) -> Rows: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """One implementation of every operation of a step; kernels/reference.py says what each one does."""
@@ -45,7 +69,10 @@ class Ops:
     linear: Linear
     linear_gelu: Linear
     gelu_tanh: GeluTanh
-    modulated_norm: Callable[[Tensor, Tensor, Tensor, Owners], Tensor]
+    quantize: Callable[[Tensor], Quantized]
+    quantized_gelu: Callable[[Tensor, Sequence[int], Tensor | None], Quantized]
+    quantized_linear: QuantizedLinear
+    modulated_norm: ModulatedNorm
     gated_residual_norm: GatedResidualNorm
     qk_norm_rope: QkNormRope
     attention: Attention

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.float8 import FLOAT8, Quantized, Rows
 from kernels.rows import Owners, Sequences
 
 NORM_EPS = 1e-6
@@ -58,28 +59,73 @@ def gelu_tanh(x: Tensor, products: Sequence[int], out: Tensor | None = None) -> 
     return out
 
 
+def quantize(x: Tensor) -> Quantized:
+    """Return `x` [rows, width] in e4m3, each row by the smallest power of two that brings it within 448."""
+    peak = x.abs().amax(dim=1, keepdim=True).float()
+    field = (((peak.view(torch.int32) + 0x1FFFFF) >> 23) - 8).clamp_min(1)  # 448 is 1.75 * 2^8
+    scale = (field << 23).view(torch.float32)
+    return Quantized((x.float() / scale).to(FLOAT8), scale)
+
+
+def quantized_gelu(x: Tensor, products: Sequence[int], beside: Tensor | None = None) -> Quantized:
+    """Return the rows `[beside | gelu_tanh(x)]` quantised; arguments as `gelu_tanh`."""
+    activated = gelu_tanh(x, products)
+    return quantize(activated if beside is None else torch.cat([beside, activated], dim=1))
+
+
+def quantized_linear(
+    x: Quantized, weight: Quantized, bias: Tensor, products: Sequence[int], out: Tensor | None = None
+) -> Tensor:
+    """Return `x @ weight.T + bias` of quantised rows in the dtype of `bias`; arguments as `linear`."""
+    out = bias.new_empty(len(x), len(weight)) if out is None else out
+    for values, scale, slot in zip(
+        *(split_rows(each, products) for each in (x.values, x.scale, out)), strict=True
+    ):
+        torch._scaled_mm(
+            values,
+            weight.values.t(),
+            scale_a=scale,
+            scale_b=weight.scale.t(),
+            bias=bias,
+            out_dtype=bias.dtype,
+            use_fast_accum=True,
+            out=slot,
+        )
+    return out
+
+
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """Return `x / sqrt(mean(x^2) + 1e-6) * scale` over the last dimension, statistics in float32."""
     return F.rms_norm(x, (x.shape[-1],), scale, NORM_EPS)
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, owners: Owners) -> Tensor:
+def modulated_norm(
+    x: Tensor, shift: Tensor, scale: Tensor, owners: Owners, *, quantized: bool = False
+) -> Rows:
     """Return `layer_norm(x) * (1 + scale) + shift`, every row with its owner's shift and scale.
 
     Args:
         x: [rows, width]; the LayerNorm has no weights and eps 1e-6.
         shift, scale: [owners, width].
         owners: whose rows these are.
+        quantized: whether the result is quantised.
     """
     out = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
     for span, own_shift, own_scale in zip(owners.spans, shift, scale, strict=True):
         span.of(out).mul_(1 + own_scale).add_(own_shift)
-    return out
+    return quantize(out) if quantized else out
 
 
 def gated_residual_norm(
-    x: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, owners: Owners
-) -> Tensor:
+    x: Tensor,
+    gate: Tensor,
+    y: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    owners: Owners,
+    *,
+    quantized: bool = False,
+) -> Rows:
     """Add `gate * y` to `x` in place, every row with its owner's gate, and return its next `modulated_norm`.
 
     float16 is clipped to its finite range: the published weights overflow it, and pictures come out black
@@ -89,12 +135,13 @@ def gated_residual_norm(
         x, y: [rows, width].
         gate, shift, scale: [owners, width].
         owners: whose rows these are.
+        quantized: whether the result is quantised.
     """
     for span, own_gate in zip(owners.spans, gate, strict=True):
         span.of(x).add_(span.of(y) * own_gate)
     if x.dtype == torch.float16:
         x.clamp_(-65504, 65504)
-    return modulated_norm(x, shift, scale, owners)
+    return modulated_norm(x, shift, scale, owners, quantized=quantized)
 
 
 def qk_norm_rope(qkv: Tensor, q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -7,14 +7,19 @@ slice, each sample has one span in each, and nothing is ever padded, gathered or
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from kernels.float8 import Quantized
+
 TILE_ROWS = 128
 """Rows of queries that one program of the attention kernel takes: 128 on every architecture (two warpgroups
 of 64 on Hopper); 256 + 4096 rows, a picture of 1024x1024 with its text, have no remainder."""
+
+
+AnyRows = TypeVar("AnyRows", Tensor, Quantized, Tensor | Quantized)
 
 
 class Span(NamedTuple):
@@ -27,7 +32,7 @@ class Span(NamedTuple):
     def stop(self) -> int:
         return self.start + self.rows
 
-    def of(self, x: Tensor) -> Tensor:
+    def of(self, x: AnyRows) -> AnyRows:
         """Return these rows of `x` as a view."""
         return x[self.start : self.stop]
 

@@ -6,13 +6,34 @@ Parameter names are those of the original checkpoint, so that layout needs no ma
 black-forest-labs/flux, src/flux/modules/layers.py.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.float8 import Quantized, Rows
 from kernels.ops import Ops
 from model.config import TransformerConfig
 from model.layout import Layout, Stream
+from model.quantization import Linear, QuantizedLinear
+
+
+class NextNorm(NamedTuple):
+    """The modulated norm that a block or the final layer begins with: shift and scale [owners, width].
+
+    `quantized`: whether its linears take the normed rows quantised.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    quantized: bool
+
+    @classmethod
+    def first_of(cls, mod: Tensor, width: int, *, quantized: bool) -> "NextNorm":
+        """Of modulation vectors [owners, ...] that begin with its shift and scale."""
+        shift, scale, *_ = vectors(mod, width)
+        return cls(shift, scale, quantized)
 
 
 class OnRows(nn.Module):
@@ -22,34 +43,51 @@ class OnRows(nn.Module):
         super().__init__()
         self.ops = ops
 
-    def linear(self, layer: nn.Linear, x: Tensor, stream: Stream) -> Tensor:
+    def linear(self, layer: Linear, x: Rows, stream: Stream, out: Tensor | None = None) -> Tensor:
         """Apply `layer` to the rows of `stream`."""
-        return self.ops.linear(x, layer.weight, layer.bias, stream.products, None)
+        if isinstance(layer, QuantizedLinear) and layer.inputs:
+            rows = x if isinstance(x, Quantized) else self.ops.quantize(x)
+            return self.ops.quantized_linear(rows, layer.rows, layer.bias, stream.products, out)
+        assert isinstance(x, Tensor), "rows are quantised for layers that take them so"
+        return self.ops.linear(x, weight_of(layer, x.dtype), layer.bias, stream.products, out)
 
-    def linear_by_stream(
-        self, txt_layer: nn.Linear, img_layer: nn.Linear, x: Tensor, layout: Layout, *, gelu: bool = False
-    ) -> Tensor:
+    def linear_by_stream(self, txt_layer: Linear, img_layer: Linear, x: Rows, layout: Layout) -> Tensor:
         """Apply its own layer to the rows of each stream, into one tensor."""
-        linear = self.ops.linear_gelu if gelu else self.ops.linear
+        out = img_layer.bias.new_empty(len(x), img_layer.out_features)
+        for layer, stream in ((txt_layer, layout.txt), (img_layer, layout.img)):
+            self.linear(layer, stream.span.of(x), stream, stream.span.of(out))
+        return out
+
+    def linear_gelu_by_stream(self, txt_layer: Linear, img_layer: Linear, x: Rows, layout: Layout) -> Rows:
+        """Apply its own layer and a GELU to the rows of each stream; quantised if the input is."""
+        if isinstance(x, Quantized):
+            hidden = self.linear_by_stream(txt_layer, img_layer, x, layout)
+            return self.ops.quantized_gelu(hidden, layout.joint.products, None)
         out = x.new_empty(len(x), img_layer.out_features)
         for layer, stream in ((txt_layer, layout.txt), (img_layer, layout.img)):
             rows, slot = stream.span.of(x), stream.span.of(out)
-            linear(rows, layer.weight, layer.bias, stream.products, slot)
+            self.ops.linear_gelu(rows, weight_of(layer, x.dtype), layer.bias, stream.products, slot)
         return out
+
+    def add_and_norm(self, x: Tensor, gate: Tensor, update: Tensor, norm: NextNorm, layout: Layout) -> Rows:
+        """Add `gate * update` to the rows `x` in place, and return them normed for what follows."""
+        shift, scale, quantized = norm
+        add = self.ops.gated_residual_norm
+        return add(x, gate, update, shift, scale, layout.owners, quantized=quantized)
 
     def norm_and_turn(self, norm: "QKNorm", qkv: Tensor, stream: Stream) -> None:
         """Norm and rotate q and k in the rows of `stream` [rows, 3 * width], in place."""
         self.ops.qk_norm_rope(qkv, norm.query_norm.scale, norm.key_norm.scale, stream.cos, stream.sin)
 
-    def modulated_norm(self, x: Tensor, mod: Tensor, layout: Layout) -> Tensor:
-        """Norm `x` [rows, width]; `mod` [owners, ...] begins with shift and scale."""
-        shift, scale, *_ = vectors(mod, x.shape[1])
-        return self.ops.modulated_norm(x, shift, scale, layout.owners)
-
 
 def vectors(mod: Tensor, width: int) -> tuple[Tensor, ...]:
     """Cut `mod` [owners, n * width] into its n vectors."""
     return torch.split(mod, width, dim=1)
+
+
+def weight_of(layer: Linear, dtype: torch.dtype) -> Tensor:
+    """Return the weight [out, in] of a layer in `dtype`, if need be brought back from eight bits."""
+    return layer.rows.dequantized(dtype) if isinstance(layer, QuantizedLinear) else layer.weight
 
 
 class MLPEmbedder(nn.Module):
@@ -103,6 +141,11 @@ class StreamAttention(nn.Module):
         self.norm = QKNorm(config.head_dim)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
+    @property
+    def takes_quantized(self) -> bool:
+        """Whether its rows come quantised."""
+        return isinstance(self.qkv, QuantizedLinear) and self.qkv.inputs
+
 
 class MLP(nn.Sequential):
     """Two linears, which the checkpoint calls 0 and 2; the GELU between them has no weights."""
@@ -114,11 +157,11 @@ class MLP(nn.Sequential):
             nn.Linear(config.mlp_size, config.hidden_size),
         )
 
-    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+    def linears(self) -> tuple[Linear, Linear]:
         """Return the linear up and the linear down."""
         up, _, down = self
-        assert isinstance(up, nn.Linear), "built so"
-        assert isinstance(down, nn.Linear), "built so"
+        assert isinstance(up, Linear), "built so"
+        assert isinstance(down, Linear), "built so"
         return up, down
 
 
@@ -134,30 +177,35 @@ class DoubleStreamBlock(OnRows):
         self.txt_attn = StreamAttention(config)
         self.txt_mlp = MLP(config)
 
-    def forward(self, x: Tensor, normed: Tensor, mod: Tensor, following: Tensor, layout: Layout) -> Tensor:
+    @property
+    def takes_quantized(self) -> bool:
+        """Whether its rows come quantised."""
+        return self.img_attn.takes_quantized
+
+    def forward(self, x: Tensor, normed: Rows, mod: Tensor, following: NextNorm, layout: Layout) -> Rows:
         """Advance the rows `x` by one block in place, and return them normed for what follows.
 
         Args:
             x: [rows, width].
             normed: [rows, width], `x` normed for this block.
             mod: [owners, 6 * width]: shift, scale, gate of the attention, then of the MLP.
-            following: [owners, ...]: shift, scale and more of what follows.
+            following: the norm of what follows.
             layout: whose rows these are.
         """
         _, _, gate, shift, scale, mlp_gate = vectors(mod, x.shape[1])
-        next_shift, next_scale, *_ = vectors(following, x.shape[1])
 
         qkv = self.linear_by_stream(self.txt_attn.qkv, self.img_attn.qkv, normed, layout)
         for attn, stream in ((self.txt_attn, layout.txt), (self.img_attn, layout.img)):
             self.norm_and_turn(attn.norm, stream.span.of(qkv), stream)
         attended = self.ops.attention(*self.img_attn.norm.heads(qkv), layout.sequences, None)
         update = self.linear_by_stream(self.txt_attn.proj, self.img_attn.proj, attended, layout)
-        normed = self.ops.gated_residual_norm(x, gate, update, shift, scale, layout.owners)
+        own_norm = NextNorm(shift, scale, self.takes_quantized)
+        normed = self.add_and_norm(x, gate, update, own_norm, layout)
 
         (txt_up, txt_down), (img_up, img_down) = self.txt_mlp.linears(), self.img_mlp.linears()
-        hidden = self.linear_by_stream(txt_up, img_up, normed, layout, gelu=True)
+        hidden = self.linear_gelu_by_stream(txt_up, img_up, normed, layout)
         update = self.linear_by_stream(txt_down, img_down, hidden, layout)
-        return self.ops.gated_residual_norm(x, mlp_gate, update, next_shift, next_scale, layout.owners)
+        return self.add_and_norm(x, mlp_gate, update, following, layout)
 
 
 class SingleStreamBlock(OnRows):
@@ -171,22 +219,35 @@ class SingleStreamBlock(OnRows):
         self.norm = QKNorm(config.head_dim)
         self.linear2 = nn.Linear(config.hidden_size + config.mlp_size, config.hidden_size)
 
-    def forward(self, x: Tensor, normed: Tensor, mod: Tensor, following: Tensor, layout: Layout) -> Tensor:
+    @property
+    def takes_quantized(self) -> bool:
+        """Whether its rows come quantised."""
+        return isinstance(self.linear1, QuantizedLinear) and self.linear1.inputs
+
+    def forward(self, x: Tensor, normed: Rows, mod: Tensor, following: NextNorm, layout: Layout) -> Rows:
         """Advance the rows `x` by one block in place, and return them normed for what follows.
 
         As `DoubleStreamBlock.forward`, with `mod` [owners, 3 * width].
         """
         _, _, gate = vectors(mod, self.width)
-        next_shift, next_scale, *_ = vectors(following, self.width)
 
         projected = self.linear(self.linear1, normed, layout.joint)
         qkv, hidden = projected.tensor_split([3 * self.width], dim=1)
         self.norm_and_turn(self.norm, qkv, layout.joint)
-        both = x.new_empty(len(x), self.linear2.in_features)  # attention first
-        self.ops.attention(*self.norm.heads(qkv), layout.sequences, both[:, : self.width])
-        self.ops.gelu_tanh(hidden, layout.joint.products, both[:, self.width :])
+        both = self._attention_beside_mlp(qkv, hidden, layout)
         update = self.linear(self.linear2, both, layout.joint)
-        return self.ops.gated_residual_norm(x, gate, update, next_shift, next_scale, layout.owners)
+        return self.add_and_norm(x, gate, update, following, layout)
+
+    def _attention_beside_mlp(self, qkv: Tensor, hidden: Tensor, layout: Layout) -> Rows:
+        """Return the rows that `linear2` reads, [rows, width + mlp width], attention first."""
+        heads, products = self.norm.heads(qkv), layout.joint.products
+        if self.takes_quantized:
+            attended = self.ops.attention(*heads, layout.sequences, None)
+            return self.ops.quantized_gelu(hidden, products, attended)
+        both = qkv.new_empty(len(qkv), self.linear2.in_features)
+        self.ops.attention(*heads, layout.sequences, both[:, : self.width])
+        self.ops.gelu_tanh(hidden, products, both[:, self.width :])
+        return both
 
 
 class FinalLayer(nn.Module):

@@ -24,7 +24,9 @@ from model.checkpoint import Checkpoint, combined_digest, load_into, open_checkp
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
 from model.layout import Layout, Numerics, Shape
+from model.loading import Advance
 from model.progress import Progress
+from model.quantization import QuantizeName, choose_quantization
 from model.sampling import PIXELS_PER_PATCH, draw_noise, schedule_sigmas, unpack
 from model.text import T5, Clip, load_tokenizers
 from model.transformer import Transformer
@@ -44,6 +46,7 @@ class PipelineInfo:
     device: str
     dtype: str
     numerics: str
+    quantize: str
     guidance_embed: bool
     default_width: int
     default_height: int
@@ -116,6 +119,7 @@ class Pipeline:
         dtype: torch.dtype,
         numerics: Numerics,
         kernels: KernelsName = "auto",
+        quantize: QuantizeName = "none",
         conditioning_cache_bytes: int = 256 << 20,
         allow_pickle: bool = False,
         progress: Progress | None = None,
@@ -127,6 +131,7 @@ class Pipeline:
         checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
         text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         config = checkpoint.transformer_config
+        quantization = choose_quantization(quantize, device=device, dtype=dtype)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current one
         ops = choose(
@@ -139,18 +144,12 @@ class Pipeline:
         )
         with torch.device("meta"):
             transformer = Transformer(config, ops)
+            transformer.quantize(quantization)
             autoencoder = Autoencoder(checkpoint.autoencoder_config, ops)
             clip_model = CLIPTextModel(checkpoint.clip_config)
             t5_model = T5EncoderModel(checkpoint.t5_config)
 
-        done_bytes = 0
-
-        def advance(count: int) -> None:
-            nonlocal done_bytes
-            done_bytes += count
-            if progress is not None:
-                progress(done_bytes, checkpoint.size_bytes)
-
+        advance = _counted(progress, checkpoint.size_bytes)
         digests = [
             load_into(module.eval(), component, device=device, dtype=module_dtype, progress=advance)
             for module, component, module_dtype in (
@@ -169,6 +168,7 @@ class Pipeline:
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             numerics=numerics.value,
+            quantize=quantize,
             **_defaults(checkpoint, longest_text=t5_tokenizer.model_max_length),
         )
         return cls(
@@ -351,6 +351,19 @@ class Pipeline:
             raise ArithmeticError("the decoded picture holds values that are not finite")
         pixels: Pixels = self.ops.to_pixels(image).cpu().numpy()
         return pixels
+
+
+def _counted(progress: Progress | None, total_bytes: int) -> Advance:
+    """Return what adds up the bytes read by all components and reports them."""
+    done_bytes = 0
+
+    def advance(count: int) -> None:
+        nonlocal done_bytes
+        done_bytes += count
+        if progress is not None:
+            progress(done_bytes, total_bytes)
+
+    return advance
 
 
 class _Defaults(TypedDict):

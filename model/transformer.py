@@ -13,8 +13,18 @@ from torch import Tensor, nn
 
 from kernels.ops import Ops, reference_ops
 from model.config import TransformerConfig
-from model.layers import DoubleStreamBlock, FinalLayer, MLPEmbedder, OnRows, SingleStreamBlock
+from model.layers import (
+    MLP,
+    DoubleStreamBlock,
+    FinalLayer,
+    MLPEmbedder,
+    NextNorm,
+    OnRows,
+    SingleStreamBlock,
+    StreamAttention,
+)
 from model.layout import Layout
+from model.quantization import Quantization, quantize_linears
 
 SINUSOID_WIDTH = 256
 
@@ -50,12 +60,25 @@ class Transformer(OnRows):
         Returns:
             [img_rows, in_channels].
         """
-        *mods, final = self._modulations(modulation)
+        blocks, mods = list(self._blocks()), list(self._modulations(modulation))
+        takes_quantized = [*(block.takes_quantized for block in blocks), False]
+        first, *following = (
+            NextNorm.first_of(mod, self.config.hidden_size, quantized=quantized)
+            for mod, quantized in zip(mods, takes_quantized, strict=True)
+        )
         x = torch.cat([txt, self.linear(self.img_in, img, layout.img)])
-        normed = self.modulated_norm(x, mods[0], layout)
-        for block, mod, following in zip(self._blocks(), mods, [*mods[1:], final], strict=True):
-            normed = block(x, normed, mod, following, layout)
+        shift, scale, quantized = first
+        normed = self.ops.modulated_norm(x, shift, scale, layout.owners, quantized=quantized)
+        for block, mod, norm in zip(blocks, mods[:-1], following, strict=True):
+            normed = block(x, normed, mod, norm, layout)
         return self.linear(self.final_layer.linear, layout.img.span.of(normed), layout.img)
+
+    def quantize(self, quantization: Quantization) -> None:
+        """Have the linears of the blocks quantise what will be loaded into them."""
+        if quantization is not Quantization.NONE:
+            for module in self.modules():
+                if isinstance(module, StreamAttention | MLP | SingleStreamBlock):
+                    quantize_linears(module, quantization)
 
     def project_text(self, txt: Tensor) -> Tensor:
         """Map one prompt's T5 states [rows, text_width] to [rows, width]."""
@@ -80,17 +103,17 @@ class Transformer(OnRows):
         vec = F.silu(vec + self.vector_in(pooled.unsqueeze(0)))
         return torch.cat([layer(vec) for layer in self._modulation_layers()], dim=-1)
 
-    def _blocks(self) -> Iterator[nn.Module]:
-        yield from self.double_blocks
-        yield from self.single_blocks
+    def _blocks(self) -> Iterator[DoubleStreamBlock | SingleStreamBlock]:
+        for block in (*self.double_blocks, *self.single_blocks):
+            assert isinstance(block, DoubleStreamBlock | SingleStreamBlock), "these lists hold nothing else"
+            yield block
 
     def _modulation_layers(self) -> Iterator[nn.Module]:
-        for block in self.double_blocks:
-            assert isinstance(block, DoubleStreamBlock), "double_blocks holds nothing else"
-            yield from (block.img_mod.lin, block.txt_mod.lin)
-        for block in self.single_blocks:
-            assert isinstance(block, SingleStreamBlock), "single_blocks holds nothing else"
-            yield block.modulation.lin
+        for block in self._blocks():
+            if isinstance(block, DoubleStreamBlock):
+                yield from (block.img_mod.lin, block.txt_mod.lin)
+            else:
+                yield block.modulation.lin
         yield self.final_layer.adaLN_modulation[1]
 
     def _sinusoid(self, t: Tensor) -> Tensor:

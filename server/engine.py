@@ -284,8 +284,8 @@ class Engine:
     def _learn(self, index: int, model: ModelInfo) -> None:
         """Take the first worker's word for what is served; one that would make other pictures is refused."""
         served = self._model or model
-        if _decides(model) != _decides(served):
-            reason = f"loaded {_decides(model)} where {_decides(served)} is served"
+        if model.decides != served.decides:
+            reason = f"loaded {model.decides} where {served.decides} is served"
             log.error("workers_differ", worker=index, reason=reason)
             self._workers[index].supervisor.refuse(reason)
             return
@@ -348,11 +348,6 @@ class Engine:
 
     def _workers_hoped_for(self) -> int:
         return sum(not is_hopeless(worker.supervisor) for worker in self._workers)
-
-
-def _decides(model: ModelInfo) -> tuple[str, ...]:
-    """What else than its request decides a picture: the same on every worker of a server."""
-    return model.digest, model.dtype, model.numerics, model.device.partition(":")[0]
 
 
 def _result(

@@ -136,6 +136,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     dtype: str
     numerics: str
+    quantize: str
     guidance_embed: bool
     default_width: int
     default_height: int
@@ -143,6 +144,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int
     default_sequence_length: int
     warm_up_s: float
+
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """What decides a picture beside its request: the same on every worker of a server."""
+        kind, _, _ = self.device.partition(":")
+        return self.digest, self.dtype, self.numerics, self.quantize, kind
 
 
 def image_tokens(width: int, height: int) -> int:

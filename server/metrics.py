@@ -57,7 +57,7 @@ class Metrics:
         self._model = Gauge(
             "flux_model_info",
             "What is served; always 1",
-            ["model", "digest", "dtype", "numerics", "device"],
+            ["model", "digest", "dtype", "numerics", "quantize", "device"],
             registry=self.registry,
         )
         self._cache_seen: dict[int, CacheReport] = {}
@@ -99,7 +99,9 @@ class Metrics:
         self._restarts.inc()
 
     def model(self, info: ModelInfo) -> None:
-        self._model.labels(info.name, info.digest[:16], info.dtype, info.numerics, info.device).set(1)
+        self._model.labels(
+            info.name, info.digest[:16], info.dtype, info.numerics, info.quantize, info.device
+        ).set(1)
 
 
 def stage_seconds(timings: Timings) -> dict[str, float]:

@@ -55,6 +55,13 @@ class Settings(BaseSettings):
             description="auto: Triton on a GPU, beside the vendor's where that is faster; else plain PyTorch"
         ),
     ] = "auto"
+    quantize: Annotated[
+        Literal["none", "fp8"],
+        Field(
+            description="fp8: weights and inputs of the transformer's linears in e4m3, a scale for each row; "
+            "on GPUs without units for it the weights alone"
+        ),
+    ] = "none"
     threads: Annotated[
         int, Field(description="CPU threads of all workers together; 0 takes every core", ge=0, le=1024)
     ] = 0

@@ -254,9 +254,7 @@ def _json(result: GenerationResult) -> Response:
 def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
     """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
     decides = msgspec.structs.replace(request, id="", priority=Priority.NORMAL, deadline_s=None)
-    text = msgspec.json.encode(
-        (decides, model.digest, model.device, model.dtype, model.numerics, __version__)
-    )
+    text = msgspec.json.encode((decides, model.decides, __version__))
     tag = hashlib.sha256(text).hexdigest()[:32]
     weak = "" if model.numerics == "exact" else "W/"  # fast numerics: the same picture, not the same bytes
     return {

@@ -25,6 +25,7 @@ from model.checkpoint import CheckpointError
 from model.device import DtypeName, NumericsName, choose_device, choose_dtype, choose_numerics
 from model.pipeline import Pipeline
 from model.progress import loading_bar
+from model.quantization import QuantizeName
 from model.verify import has_sums, verify
 from server import logs
 from server.generation import ModelInfo
@@ -91,6 +92,7 @@ def _load(start: Start) -> Pipeline:
             dtype=choose_dtype(cast(DtypeName, start.dtype), device),
             numerics=choose_numerics(cast(NumericsName, start.numerics), device),
             kernels=cast(KernelsName, start.kernels),
+            quantize=cast(QuantizeName, start.quantize),
             conditioning_cache_bytes=start.conditioning_cache_bytes,
             allow_pickle=start.allow_pickle,
             progress=progress,

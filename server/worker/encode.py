@@ -38,6 +38,7 @@ class Provenance:
     height: int
     steps: int
     numerics: str
+    quantize: str
     model: str
     digest: str
     version: str
@@ -51,6 +52,7 @@ class Provenance:
             "size": f"{self.width}x{self.height}",
             "steps": str(self.steps),
             "numerics": self.numerics,
+            "quantize": self.quantize,
             "model": self.model,
             "model_digest": self.digest,
         }

@@ -216,6 +216,7 @@ class Loop:
             height=request.height,
             steps=request.steps,
             numerics=info.numerics,
+            quantize=info.quantize,
             model=info.name,
             digest=info.digest,
             version=__version__,

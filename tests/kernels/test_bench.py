@@ -37,6 +37,9 @@ def test_every_operation_is_timed_beside_a_rival() -> None:
         "gated_residual_norm",
         "qk_norm_rope",
         "gelu_tanh",
+        "quantize",
+        "quantized_gelu",
+        "quantized_linear",
         "attention",
         "linear",
         "linear_gelu",
@@ -48,9 +51,14 @@ def test_every_operation_is_timed_beside_a_rival() -> None:
 
 
 def test_the_floor_is_what_bytes_or_operations_take() -> None:
-    by_op = {row.op: row for row in rows(small_cases(reference_ops()))}
+    plain, quantised = (
+        row
+        for row in rows(small_cases(reference_ops()))
+        if (row.op, row.implementation) == ("modulated_norm", "ours")
+    )
     tokens, width = 2 * (256 + 16), 64
-    assert by_op["modulated_norm"].floor_us * 1e-6 * 1e12 == 2 * tokens * width * 4
+    assert plain.floor_us * 1e-6 * 1e12 == 2 * tokens * width * 4
+    assert quantised.floor_us * 1e-6 * 1e12 == tokens * width * (4 + 1)
     attention = next(case for case in small_cases(reference_ops()) if case.op == "attention")
     assert attention.flops == 4 * 2 * (256 + 16) ** 2 * width
     assert Roof(1e12, 1e3).floor_s(attention) == attention.flops / 1e3

@@ -38,7 +38,8 @@ def reports(request: pytest.FixtureRequest) -> list[dict[str, str]]:
 
 
 def test_nothing_spills_and_everything_fits(reports: list[dict[str, str]]) -> None:
-    assert len(reports) == 15
+    quantizing = reports[0]["architecture"] != "sm_80"  # which has no e4m3
+    assert len(reports) == 15 + 4 * quantizing
     for report in reports:
         assert (report["spilled_bytes"], report["stack_bytes"]) == ("0", "0"), report
         limit = ARCHITECTURES[int(report["architecture"].removeprefix("sm_"))]

@@ -75,6 +75,7 @@ def main() -> None:
         device=start.device,
         dtype="float32",
         numerics="exact",
+        quantize="none",
         guidance_embed=False,
         default_width=256,
         default_height=256,

@@ -13,6 +13,7 @@ IMAGE = Image(data=b"", content_type="image/png", width=1, height=1, seed=1, tim
 RESULT = GenerationResult(id="r", model="m", steps=4, images=[IMAGE, IMAGE], timings=TIMINGS)
 MODEL = ModelInfo(
     name="tiny", digest="0123456789abcdef0123", device="cpu", dtype="float32", numerics="exact",
+    quantize="none",
     guidance_embed=False, default_width=256, default_height=256, default_steps=4, max_steps=12,
     default_sequence_length=256, warm_up_s=0.1,
 )  # fmt: skip
@@ -79,7 +80,7 @@ def test_gauges_and_the_model() -> None:
     assert found["flux_backlog_device_seconds",] == 2.5
     assert found["flux_workers_ready",] == 2
     assert found["flux_worker_restarts_total",] == 1
-    assert found["flux_model_info", "0123456789abcdef", "cpu", "exact", "float32", "tiny"] == 1
+    assert found["flux_model_info", "0123456789abcdef", "cpu", "exact", "float32", "none", "tiny"] == 1
 
 
 def test_two_servers_in_one_process_do_not_meet() -> None:

@@ -34,13 +34,14 @@ REQUEST = GenerationRequest(
     id="r", prompt="a 🐻", width=256, height=272, steps=4, seed=2**53 - 1, max_sequence_length=64
 )
 MODEL = ModelInfo(
-    name="n", digest="d", device="cpu", dtype="float32", numerics="exact", guidance_embed=False,
+    name="n", digest="d", device="cpu", dtype="float32", numerics="exact",
+    quantize="none", guidance_embed=False,
     default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1, warm_up_s=0.1,
 )  # fmt: skip
 IMAGE = Image(data=b"\0\xff", content_type="image/png", width=1, height=2, seed=3, timings=Timings())
 TO_WORKER: list[ToWorker] = [
     Start(
-        model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", threads=1,
+        model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none", threads=1,
         max_steps=0, max_step_tokens=1,
         conditioning_cache_bytes=1, verify_weights="auto", allow_pickle=False, log_format="text",
         log_level="info",

@@ -13,13 +13,14 @@ from server.protocol import Ready, Start, Stepped, ToFront, frame
 from server.supervisor import MAX_DELAY_S, State, Supervisor
 
 START = Start(
-    model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", threads=1,
+    model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none", threads=1,
     max_steps=0, max_step_tokens=1,
     conditioning_cache_bytes=1, verify_weights="auto", allow_pickle=False,
     log_format="text", log_level="info",
 )  # fmt: skip
 MODEL = ModelInfo(
-    name="n", digest="d", device="cpu", dtype="float32", numerics="exact", guidance_embed=False,
+    name="n", digest="d", device="cpu", dtype="float32", numerics="exact",
+    quantize="none", guidance_embed=False,
     default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1, warm_up_s=0.1,
 )  # fmt: skip
 # A worker in a few lines: `end` is its socket; it has read what it was sent first.

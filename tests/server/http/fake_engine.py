@@ -36,6 +36,7 @@ MODEL = ModelInfo(
     device="cpu",
     dtype="float32",
     numerics="exact",
+    quantize="none",
     guidance_embed=False,
     default_width=256,
     default_height=256,

@@ -20,6 +20,7 @@ PROVENANCE = Provenance(
     height=32,
     steps=4,
     numerics="exact",
+    quantize="none",
     model="tiny",
     digest="ab" * 32,
     version="0.1.0",
@@ -74,6 +75,7 @@ def test_a_png_carries_what_made_it_and_no_prompt() -> None:
             "size": "48x32",
             "steps": "4",
             "numerics": "exact",
+            "quantize": "none",
             "model": "tiny",
             "model_digest": "ab" * 32,
         }

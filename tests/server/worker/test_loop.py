@@ -23,6 +23,7 @@ INFO = PipelineInfo(
     device="cpu",
     dtype="float32",
     numerics="exact",
+    quantize="none",
     guidance_embed=False,
     default_width=16,
     default_height=16,
