@@ -62,12 +62,17 @@ class Layout:
     block's modulation has them.
     """
 
-    img_lengths: tuple[int, ...]
+    shapes: tuple[Shape, ...]
     txt: Stream
     img: Stream
     joint: Stream
     owners: Owners
     sequences: Sequences
+
+    @property
+    def img_lengths(self) -> list[int]:
+        """The image rows of each sample."""
+        return [shape.img_rows for shape in self.shapes]
 
     @classmethod
     def build(
@@ -98,7 +103,7 @@ class Layout:
             )
 
         return cls(
-            img_lengths=tuple(span.rows for span in img_spans),
+            shapes=tuple(shapes),
             txt=stream(txt, txt_spans),
             img=stream(img, img_spans),
             joint=stream(Span(0, txt.rows + img.rows), txt_spans + img_spans),

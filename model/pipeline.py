@@ -23,6 +23,7 @@ from model.autoencoder import Autoencoder
 from model.checkpoint import Checkpoint, combined_digest, load_into, open_checkpoint
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
+from model.graphs import CudaRecorder, Step, StepGraphs
 from model.layout import Layout, Numerics, Shape
 from model.loading import Advance
 from model.progress import Progress
@@ -107,6 +108,9 @@ class Pipeline:
         self.dtype = transformer.img_in.weight.dtype
         self.ops = transformer.ops
         self.numerics = Numerics(info.numerics)
+        self._step: Step = transformer
+        if self.device.type == "cuda":
+            self._step = StepGraphs(transformer, CudaRecorder())
         self._layout = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_layout)
         self._owners = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_owners)
 
@@ -327,13 +331,13 @@ class Pipeline:
                 for sample, each in passes
             )
         )
-        velocity = self.transformer(
+        velocity = self._step(
             torch.cat([sample.latents for sample, _ in passes]).to(self.dtype),
             torch.cat([each.txt for _, each in passes]),
             torch.stack([each.modulation[sample.step] for sample, each in passes]),
             layout,
         ).float()
-        per_pass = iter(torch.split(velocity, list(layout.img_lengths)))
+        per_pass = iter(torch.split(velocity, layout.img_lengths))
         return [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
 
     def _build_layout(self, shapes: tuple[Shape, ...]) -> Layout:

@@ -17,7 +17,7 @@ def layout(numerics: Numerics = Numerics.EXACT, shapes: tuple[Shape, ...] = SHAP
 def test_the_text_rows_of_all_samples_come_before_their_image_rows() -> None:
     rows = layout()
     assert (rows.txt.span, rows.img.span, rows.joint.span) == (Span(0, 9), Span(9, 19), Span(0, 28))
-    assert rows.img_lengths == (8, 9, 2)
+    assert rows.img_lengths == [8, 9, 2]
 
 
 def test_each_sample_attends_to_its_own_text_and_image() -> None:

@@ -67,7 +67,7 @@ def test_in_exact_numerics_neighbours_change_no_bit(dtype: torch.dtype, threads:
             [shapes[i] for i in indices], config=SMALL, numerics=Numerics.EXACT, device=torch.device("cpu")
         )
         img, txt, mod = (torch.cat([part[i] for i in indices]) for part in (images, texts, mods))
-        return list(torch.split(transformer(img, txt, mod, layout), list(layout.img_lengths)))
+        return list(torch.split(transformer(img, txt, mod, layout), layout.img_lengths))
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
