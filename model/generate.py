@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance-scale", type=float, default=0.0, help="above 1: classifier-free guidance")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
+    parser.add_argument("--quantize", default="none", choices=["none", "fp8"])
     parser.add_argument("--numerics", default="auto", choices=["auto", "exact", "fast"])
     parser.add_argument("--allow-pickle", action="store_true", help="load pickle files, weights only")
     return parser
@@ -79,6 +80,7 @@ def _load(options: argparse.Namespace) -> Pipeline:
             device=device,
             dtype=choose_dtype(options.dtype, device),
             numerics=choose_numerics(options.numerics, device),
+            quantize=options.quantize,
             allow_pickle=options.allow_pickle,
             progress=progress,
         )

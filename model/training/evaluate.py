@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from model.device import choose_dtype
 from model.generate import EMBEDDED_MODEL
 from model.layout import Numerics
 from model.pipeline import Pipeline
@@ -177,14 +178,21 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=600, help="pictures for each row of the table")
     parser.add_argument("--only-first", action="store_true", help="only the first row: 256x256, 4 steps")
     parser.add_argument("--drawings", action="store_true", help="judge the drawings, not a model")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--quantize", default="none", choices=["none", "fp8"])
     options = parser.parse_args()
     scenes = held_out_scenes(options.scenes)
     setups = DEFAULT_SETUPS[:1] if options.only_first else DEFAULT_SETUPS
     if options.drawings:
         print(table([(setups[0], evaluate_drawings(setups[0], scenes))]))
         return
+    device = torch.device("cpu")
     pipeline = Pipeline.load(
-        options.model, device=torch.device("cpu"), dtype=torch.float32, numerics=Numerics.FAST
+        options.model,
+        device=device,
+        dtype=choose_dtype(options.dtype, device),
+        numerics=Numerics.FAST,
+        quantize=options.quantize,
     )
     print(table([(setup, evaluate(pipeline, setup, scenes)) for setup in setups]))
 
