@@ -1,0 +1,1 @@
+"""Other ways to serve the same checkpoint over the same route: what people build before they look for us."""
