@@ -1,17 +1,22 @@
 """Runs as people and programs read them: a table, JSON with the machine beside it, and a picture."""
 
+import csv
 import json
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from matplotlib.figure import Figure
 
 from loadtests.outcomes import STAGES, Load
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def as_table(loads: Sequence[Load]) -> str:
@@ -33,6 +38,16 @@ def as_table(loads: Sequence[Load]) -> str:
 def as_json(loads: Sequence[Load]) -> str:
     """Return the runs and where they were measured."""
     return json.dumps({"machine": machine(), "runs": [asdict(load) for load in loads]}, indent=1) + "\n"
+
+
+def keep(rows: Sequence["DataclassInstance"], path: Path) -> None:
+    """Add rows, dataclasses of one kind, to a CSV, which gets a header when it is new."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
 
 
 def machine() -> dict[str, str | int]:

@@ -6,7 +6,6 @@ of traffic: first everything at once, which shows its capacity, then at 70 % of 
 
 import argparse
 import asyncio
-import csv
 import random
 import socket
 import subprocess
@@ -14,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import psutil
 
 from loadtests.generator import offer
 from loadtests.outcomes import Load
-from loadtests.report import machine
+from loadtests.report import keep, machine
 from loadtests.traffic import Arrival, arrivals, bursty, parse_mix
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,16 +154,6 @@ def row(kind: Traffic, name: str, capacity: Load, load: Load) -> Row:
         cores=int(where["cores"]),
         commit=str(where["commit"]),
     )
-
-
-def keep(rows: Sequence[Row], path: Path) -> None:
-    """Add the rows to a CSV."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(each) for each in rows)
 
 
 @contextmanager

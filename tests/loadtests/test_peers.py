@@ -5,7 +5,8 @@ from pathlib import Path
 
 from loadtests.generator import offer
 from loadtests.outcomes import Load
-from loadtests.peers.__main__ import KINDS, OURS, at_once, at_rate, best_peer, keep, row, running
+from loadtests.peers.__main__ import KINDS, OURS, at_once, at_rate, best_peer, row, running
+from loadtests.report import keep
 from loadtests.traffic import Arrival
 from server.settings import EMBEDDED_MODEL
 
