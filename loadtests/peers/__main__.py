@@ -7,35 +7,28 @@ of traffic: first everything at once, which shows its capacity, then at 70 % of 
 import argparse
 import asyncio
 import random
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
-import psutil
-
+from loadtests import servers
 from loadtests.generator import offer
 from loadtests.outcomes import Load
 from loadtests.report import keep, machine
+from loadtests.servers import ROOT, running
 from loadtests.traffic import Arrival, arrivals, bursty, parse_mix
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "loadtests/results/peers.csv"
 OURS = "schnell-server"
 # A backlog bound far away: peers have none, and refusals would look like speed.
 SERVERS: dict[str, tuple[str, ...]] = {
-    OURS: ("-m", "server", "--model", "{model}", "--port", "{port}", "--max-backlog-s", "3600"),
-    "fastapi": ("-m", "loadtests.peers.fastapi_lock", "{model}", "{port}"),
-    "litserve": ("-m", "loadtests.peers.litserve_batch", "{model}", "{port}"),
-    "ray": ("-m", "loadtests.peers.ray_batch", "{model}", "{port}"),
+    OURS: (*servers.OURS, "--max-backlog-s", "3600", "--model"),
+    "fastapi": ("-m", "loadtests.peers.fastapi_lock", "{port}"),
+    "litserve": ("-m", "loadtests.peers.litserve_batch", "{port}"),
+    "ray": ("-m", "loadtests.peers.ray_batch", "{port}"),
 }
-READY_S, STOP_S = 120.0, 20.0
 SHARE = 0.7
 
 
@@ -88,19 +81,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = [kind for kind in KINDS if kind.name in options.traffic]
     capacities: dict[tuple[str, str], Load] = {}
     for name in options.servers:
-        with running(name, options.model) as url:
-            warm_up(url, kinds)
+        with running((*SERVERS[name], str(options.model))) as server:
+            warm_up(server.url, kinds)
             for kind in kinds:
-                capacities[kind.name, name] = offered(url, at_once(kind, options.requests, options.seed))
+                capacities[kind.name, name] = offered(
+                    server.url, at_once(kind, options.requests, options.seed)
+                )
                 print(f"{name}, {kind.name}: {capacities[kind.name, name].answered:.2f} pictures a second")
     rates = {kind.name: SHARE * best_peer(capacities, kind.name) for kind in kinds}
     rows = []
     for name in options.servers:
-        with running(name, options.model) as url:
-            warm_up(url, kinds)
+        with running((*SERVERS[name], str(options.model))) as server:
+            warm_up(server.url, kinds)
             for kind in kinds:
                 traffic = at_rate(kind, rates[kind.name], options.requests, options.seed)
-                rows.append(row(kind, name, capacities[kind.name, name], offered(url, traffic)))
+                rows.append(row(kind, name, capacities[kind.name, name], offered(server.url, traffic)))
                 print(f"{name}, {kind.name}: p95 {rows[-1].p95_s:.2f} s at {rows[-1].offered:.2f} a second")
     keep(rows, options.output)
     return 0
@@ -154,42 +149,6 @@ def row(kind: Traffic, name: str, capacity: Load, load: Load) -> Row:
         cores=int(where["cores"]),
         commit=str(where["commit"]),
     )
-
-
-@contextmanager
-def running(name: str, model: Path) -> Iterator[str]:
-    """Start a server on a free port of the loopback interface, and end it with all its processes."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [part.format(model=model, port=port) for part in SERVERS[name]]
-    quiet = subprocess.DEVNULL  # a peer's log is long, and its end is told by its status
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=quiet, stderr=quiet)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_ready(url, process)
-        yield url
-    finally:
-        started = psutil.Process(process.pid)
-        family = [started, *started.children(recursive=True)]
-        process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=STOP_S)
-        for each in alive:
-            each.kill()
-        process.wait()
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < READY_S:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with status {process.returncode}")
-        try:
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise RuntimeError(f"{process.args} was not ready within {READY_S:.0f} s")
 
 
 if __name__ == "__main__":

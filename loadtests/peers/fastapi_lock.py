@@ -1,4 +1,4 @@
-"""A diffusers pipeline behind FastAPI and a lock: `python -m loadtests.peers.fastapi_lock MODEL PORT`."""
+"""A diffusers pipeline behind FastAPI and a lock: `python -m loadtests.peers.fastapi_lock PORT MODEL`."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from loadtests.peers.request import Request, generate, load
 
 
 def main() -> None:
-    model, port = Path(sys.argv[1]), int(sys.argv[2])
+    port, model = int(sys.argv[1]), Path(sys.argv[2])
     pipeline, lock, app = load(model), Lock(), FastAPI()
 
     @app.post("/v1/generate")

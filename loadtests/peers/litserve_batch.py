@@ -1,4 +1,4 @@
-"""A diffusers pipeline in LitServe, which batches: `python -m loadtests.peers.litserve_batch MODEL PORT`."""
+"""A diffusers pipeline in LitServe, which batches: `python -m loadtests.peers.litserve_batch PORT MODEL`."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ class Flux(litserve.LitAPI):
 
 
 def main() -> None:
-    model, port = Path(sys.argv[1]), int(sys.argv[2])
+    port, model = int(sys.argv[1]), Path(sys.argv[2])
     server = litserve.LitServer(
         Flux(model), accelerator="auto", timeout=False, healthcheck_path="/readyz", workers_per_device=1
     )

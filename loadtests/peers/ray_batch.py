@@ -1,4 +1,4 @@
-"""A diffusers pipeline in Ray Serve with `@serve.batch`: `python -m loadtests.peers.ray_batch MODEL PORT`."""
+"""A diffusers pipeline in Ray Serve with `@serve.batch`: `python -m loadtests.peers.ray_batch PORT MODEL`."""
 
 import signal
 import sys
@@ -37,7 +37,7 @@ class Flux:
 
 
 def main() -> None:
-    model, port = Path(sys.argv[1]), int(sys.argv[2])
+    port, model = int(sys.argv[1]), Path(sys.argv[2])
     ray.init(
         num_cpus=2,
         include_dashboard=False,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from loadtests.generator import offer
 from loadtests.outcomes import Load
-from loadtests.peers.__main__ import KINDS, OURS, at_once, at_rate, best_peer, row, running
+from loadtests.peers.__main__ import KINDS, OURS, SERVERS, at_once, at_rate, best_peer, row
 from loadtests.report import keep
+from loadtests.servers import running
 from loadtests.traffic import Arrival
 from server.settings import EMBEDDED_MODEL
 
@@ -52,9 +53,9 @@ def test_rows_are_added(tmp_path: Path) -> None:
 
 
 def test_a_peer_answers_over_the_same_route() -> None:
-    with running("fastapi", EMBEDDED_MODEL) as url:
+    with running((*SERVERS["fastapi"], str(EMBEDDED_MODEL))) as server:
         (outcome,) = asyncio.run(
-            offer(url, [Arrival(0.0, 256, 256, "a red circle", 1)], body={"num_inference_steps": 1})
+            offer(server.url, [Arrival(0.0, 256, 256, "a red circle", 1)], body={"num_inference_steps": 1})
         )
     assert outcome.status == 200
     assert outcome.size_bytes > 1000
