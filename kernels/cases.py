@@ -22,6 +22,7 @@ class Dimensions:
 
     heads: int = 24
     head_dim: int = 128
+    text_width: int = 4096  # of T5
     channels: int = 128  # of the autoencoder at full size
 
     @property
@@ -61,6 +62,7 @@ def cases(
 ) -> Iterator[Case]:
     """Yield every operation for `batch` pictures of `side` pixels squared."""
     world = _World(side, batch, dtype, device, dimensions)
+    yield _text_norm(ops, world)
     yield from _elementwise(ops, world)
     yield _attention(ops, world)
     yield from _products(ops, world)
@@ -85,6 +87,18 @@ class _World:
 
     def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(shape, device=self.device).to(dtype or self.dtype)
+
+
+def _text_norm(ops: Ops, world: _World) -> Case:
+    rows, width = world.batch * TXT_ROWS, world.dimensions.text_width
+    states, scale = world.random(rows, width), world.random(width)
+    return Case(
+        "rms_norm",
+        world.shape,
+        partial(ops.rms_norm, states, scale),
+        partial(reference.rms_norm, states, scale),
+        2 * states.nbytes,
+    )
 
 
 def _elementwise(ops: Ops, world: _World) -> Iterator[Case]:

@@ -118,7 +118,8 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     weight, bias = _tensor(4 * width, width, dtype=dtype), _tensor(4 * width, dtype=dtype)
     up, table, scale = wide[:, 3 * width :], _tensor(rows, 64), _tensor(128, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
-    yield f"rms_norm {name}", lambda: norm.rms_norm(x, vectors[0])
+    states = _tensor(rows, 4096, dtype=dtype)  # T5's
+    yield f"rms_norm {name}", lambda: norm.rms_norm(states, states[0])
     yield f"modulated_norm {name}", lambda: norm.modulated_norm(x, vectors, vectors, owners)
     yield (
         f"gated_residual_norm {name}",

@@ -22,6 +22,7 @@ _TRITON = {
     "linear": "matmul",
     "linear_gelu": "matmul",
     "gelu_tanh": "activation",
+    "rms_norm": "norm",
     "modulated_norm": "norm",
     "gated_residual_norm": "norm",
     "qk_norm_rope": "rotary",
@@ -45,6 +46,7 @@ class Ops:
     linear: Linear
     linear_gelu: Linear
     gelu_tanh: GeluTanh
+    rms_norm: Callable[[Tensor, Tensor], Tensor]
     modulated_norm: Callable[[Tensor, Tensor, Tensor, Owners], Tensor]
     gated_residual_norm: GatedResidualNorm
     qk_norm_rope: QkNormRope

@@ -176,7 +176,7 @@ class Pipeline:
             transformer=transformer,
             autoencoder=autoencoder,
             clip=Clip(clip_model, clip_tokenizer),
-            t5=T5(t5_model, t5_tokenizer),
+            t5=T5(t5_model, t5_tokenizer, ops),
             schedule=checkpoint.schedule,
             conditioning_cache_bytes=conditioning_cache_bytes,
         )

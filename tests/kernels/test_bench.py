@@ -10,7 +10,7 @@ from kernels.cases import Case, Dimensions, cases
 from kernels.ops import Ops, reference_ops
 from tests.kernels.worlds import DEVICE
 
-SMALL = Dimensions(heads=2, head_dim=32, channels=16)
+SMALL = Dimensions(heads=2, head_dim=32, text_width=48, channels=16)
 MACHINE = {"gpu": "a GPU", "driver": "1", "torch": "2", "triton": "3", "commit": "4"}
 
 
@@ -33,6 +33,7 @@ def test_every_operation_is_timed_beside_a_rival() -> None:
         assert row.error < 1e-5
         assert (row.p20_us, row.p50_us, row.p80_us) == (1.0, 2.0, 3.0)
     assert set(found) == {
+        "rms_norm",
         "modulated_norm",
         "gated_residual_norm",
         "qk_norm_rope",

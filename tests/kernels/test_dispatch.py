@@ -54,7 +54,7 @@ def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def small_cases(ops: Ops) -> list[Case]:
-    small = Dimensions(heads=2, head_dim=32, channels=16)
+    small = Dimensions(heads=2, head_dim=32, text_width=48, channels=16)
     return list(cases(ops, side=64, batch=2, dtype=torch.float32, device=DEVICE, dimensions=small))
 
 
