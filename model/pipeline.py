@@ -274,12 +274,12 @@ class Pipeline:
     @torch.inference_mode()
     def denoise_step(self, samples: Sequence[Sample]) -> None:
         """Advance every sample by one of its own steps; if this raises, no sample has moved."""
-        velocities = self._velocities(samples)
-        owners = self._owners(tuple(len(velocity) for velocity in velocities))
+        velocity = self._velocity(samples)
+        owners = self._owners(tuple(len(sample.latents) for sample in samples))
         deltas = [sample.sigmas[sample.step + 1] - sample.sigmas[sample.step] for sample in samples]
         moved = self.ops.euler_step(
             torch.cat([sample.latents for sample in samples]),
-            torch.cat(velocities),
+            velocity,
             torch.tensor(deltas, device=self.device),
             owners,
         )
@@ -318,8 +318,11 @@ class Pipeline:
             for txt, vector in zip(states, pooled, strict=True)
         ]
 
-    def _velocities(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """Return each sample's velocity [tokens, 64], float32, its passes combined."""
+    def _velocity(self, samples: Sequence[Sample]) -> Tensor:
+        """Return the velocity [rows, 64] of all samples, the passes of each combined in float32.
+
+        Where every sample has one pass it is what the transformer returned, in the model's dtype.
+        """
         passes = [(sample, each) for sample in samples for each in sample.passes]
         layout = self._layout(
             tuple(
@@ -327,14 +330,18 @@ class Pipeline:
                 for sample, each in passes
             )
         )
-        velocity = self.transformer(
+        velocity: Tensor = self.transformer(
             torch.cat([sample.latents for sample, _ in passes]).to(self.dtype),
             torch.cat([each.txt for _, each in passes]),
             torch.stack([each.modulation[sample.step] for sample, each in passes]),
             layout,
-        ).float()
-        per_pass = iter(torch.split(velocity, list(layout.img_lengths)))
-        return [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
+        )
+        if len(passes) == len(samples):
+            return velocity
+        per_pass = iter(torch.split(velocity.float(), list(layout.img_lengths)))
+        return torch.cat(
+            [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
+        )
 
     def _build_layout(self, shapes: tuple[Shape, ...]) -> Layout:
         return Layout.build(
