@@ -135,30 +135,33 @@ def _attention(
         tile = tiles + (work % part_count) // PARTS * 6
         skipped = work % PARTS * QUERIES
         first, count = tl.load(tile) + skipped, tl.load(tile + 1) - skipped
-        queries = _load(queries_from, first, count, head, q_stride, HEAD_DIM, QUERIES, True, DESCRIPTORS)
-        peak = tl.full([QUERIES], -float("inf"), tl.float32)
-        total = tl.zeros([QUERIES], tl.float32)
-        mixed = tl.zeros([QUERIES, HEAD_DIM], tl.float32)
-        for span in tl.static_range(2):
-            start, length = tl.load(tile + 2 + 2 * span), tl.load(tile + 3 + 2 * span)
-            whole = length // KEYS * KEYS
-            for key in range(start, start + whole, KEYS):
-                keys = _load(keys_from, key, KEYS, head, k_stride, HEAD_DIM, KEYS, False, DESCRIPTORS)
-                values = _load(values_from, key, KEYS, head, v_stride, HEAD_DIM, KEYS, False, DESCRIPTORS)
-                scores = _scores(queries, keys)
-                peak, total, mixed = _fold(peak, total, mixed, scores, values, scale)
-            rest = length - whole
-            if rest > 0:
-                key = start + whole
-                keys = _load(keys_from, key, rest, head, k_stride, HEAD_DIM, KEYS, True, DESCRIPTORS)
-                values = _load(values_from, key, rest, head, v_stride, HEAD_DIM, KEYS, True, DESCRIPTORS)
-                scores = _scores(queries, keys)
-                scores = tl.where(tl.arange(0, KEYS)[None, :] < rest, scores, -float("inf"))
-                peak, total, mixed = _fold(peak, total, mixed, scores, values, scale)
-        row = tl.arange(0, QUERIES)[:, None]
-        place = out + (first + row).to(tl.int64) * out_stride + head * HEAD_DIM
-        mixed = mixed / total[:, None]
-        tl.store(place + tl.arange(0, HEAD_DIM)[None, :], mixed.to(out.dtype.element_ty), mask=row < count)
+        if PARTS == 1 or count > 0:  # a short tile has no second part
+            queries = _load(queries_from, first, count, head, q_stride, HEAD_DIM, QUERIES, True, DESCRIPTORS)
+            peak = tl.full([QUERIES], -float("inf"), tl.float32)
+            total = tl.zeros([QUERIES], tl.float32)
+            mixed = tl.zeros([QUERIES, HEAD_DIM], tl.float32)
+            for span in tl.static_range(2):
+                start, length = tl.load(tile + 2 + 2 * span), tl.load(tile + 3 + 2 * span)
+                whole = length // KEYS * KEYS
+                for key in range(start, start + whole, KEYS):
+                    keys = _load(keys_from, key, KEYS, head, k_stride, HEAD_DIM, KEYS, False, DESCRIPTORS)
+                    values = _load(values_from, key, KEYS, head, v_stride, HEAD_DIM, KEYS, False, DESCRIPTORS)
+                    scores = _scores(queries, keys)
+                    peak, total, mixed = _fold(peak, total, mixed, scores, values, scale)
+                rest = length - whole
+                if rest > 0:
+                    key = start + whole
+                    keys = _load(keys_from, key, rest, head, k_stride, HEAD_DIM, KEYS, True, DESCRIPTORS)
+                    values = _load(values_from, key, rest, head, v_stride, HEAD_DIM, KEYS, True, DESCRIPTORS)
+                    scores = _scores(queries, keys)
+                    scores = tl.where(tl.arange(0, KEYS)[None, :] < rest, scores, -float("inf"))
+                    peak, total, mixed = _fold(peak, total, mixed, scores, values, scale)
+            row = tl.arange(0, QUERIES)[:, None]
+            place = out + (first + row).to(tl.int64) * out_stride + head * HEAD_DIM
+            mixed = mixed / total[:, None]
+            tl.store(
+                place + tl.arange(0, HEAD_DIM)[None, :], mixed.to(out.dtype.element_ty), mask=row < count
+            )
 
 
 @triton.jit

@@ -1,14 +1,19 @@
 """Attention of many samples in Triton against float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 from kernels import attention as ours
-from kernels.rows import Sequences
+from kernels.devices import Target, simulating
+from kernels.rows import Sequences, Span
 from tests.kernels.worlds import (
+    DEVICE,
     assert_near,
     assert_untouched_around,
     columns_of,
@@ -93,6 +98,37 @@ def test_a_sample_is_the_same_in_any_company() -> None:
     first = [*range(10), *range(20, 45)]
     alone = ours.attention(*(each[first] for each in (q, k, v)), sequences((10,), (25,)))
     assert torch.equal(together[first], alone)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="another architecture is simulated in the interpreter")
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_every_architecture_agrees_and_multiplies_only_for_queries(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On sm_120 a program takes 64 of a tile's 128 rows: a tile of 40 rows has no second half."""
+    products = 0
+    create_dot = InterpreterBuilder.create_dot
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal products
+        products += 1
+        return create_dot(*arguments)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counted)
+    layout = sequences(TXT, IMG)
+    q, k, v = packed(sum(TXT + IMG), 1, 128, torch.float16)
+    tile = ours.tile_for(capability, torch.float16, 128)
+    with simulating(Target(capability, 3)):
+        out = ours.attention(q, k, v, layout)
+    assert_attention_near(out, exact_attention(q, k, v, layout), torch.float16, score=4.0)
+    assert products == sum(2 * parts(pair, tile.queries) * parts(pair, tile.keys) for pair in layout.spans), (
+        "scores and weighted values, for each part of the queries with each of the keys"
+    )
+
+
+def parts(spans: tuple[Span, ...], rows: int) -> int:
+    """Of at most `rows` rows each."""
+    return sum(-(-span.rows // rows) for span in spans)
 
 
 def test_a_sample_without_text_attends_to_its_image() -> None:
