@@ -24,6 +24,9 @@ from tests.kernels.worlds import (
 )
 
 TXT, IMG = (33, 1, 64), (40, 131, 64)
+simulated = pytest.mark.skipif(
+    DEVICE.type == "cuda", reason="another architecture is simulated in the interpreter"
+)
 
 
 def packed(
@@ -100,7 +103,7 @@ def test_a_sample_is_the_same_in_any_company() -> None:
     assert torch.equal(together[first], alone)
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="another architecture is simulated in the interpreter")
+@simulated
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
 def test_every_architecture_agrees_and_multiplies_only_for_queries(
     capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -129,6 +132,53 @@ def test_every_architecture_agrees_and_multiplies_only_for_queries(
 def parts(spans: tuple[Span, ...], rows: int) -> int:
     """Of at most `rows` rows each."""
     return sum(-(-span.rows // rows) for span in spans)
+
+
+@simulated
+@pytest.mark.parametrize("specialised", [False, True], ids=["plain", "specialised"])
+@pytest.mark.parametrize(
+    ("txt", "img"), [((130, 128), (200, 131)), ((256,), (128,)), ((0, 191), (129, 128))], ids=str
+)
+def test_one_loop_over_both_spans_agrees(
+    txt: tuple[int, ...], img: tuple[int, ...], specialised: bool
+) -> None:
+    layout = sequences(txt, img)
+    q, k, v = packed(sum(txt + img), 2, 64, torch.float16)
+    out = poisoned(len(q), 128, torch.float16)
+    with simulating(Target((9, 0), 3)):
+        assert ours.one_loop_attention(q, k, v, layout, out, specialised=specialised) is out
+    assert_attention_near(out, exact_attention(q, k, v, layout), torch.float16, score=4.0)
+    assert_untouched_around(out)
+
+
+@simulated
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the neighbour's own rows
+def test_one_loop_reads_nothing_of_a_neighbour_and_gives_the_same_bits_beside_it() -> None:
+    """Alone all its tiles are whole and nothing masks; the neighbour makes them mask."""
+    q, k, v = packed(128 + 130 + 256 + 140, 1, 64, torch.float16)
+    mine = [*range(128), *range(258, 514)]
+    others = [row for row in range(len(q)) if row not in mine]
+    for each in (q, k, v):
+        each[others] = torch.inf
+    with simulating(Target((9, 0), 3)):
+        beside = ours.one_loop_attention(q, k, v, sequences((128, 130), (256, 140)), specialised=True)
+        own = (torch.cat([each[:128], each[258:514]]) for each in (q, k, v))
+        alone = ours.one_loop_attention(*own, sequences((128,), (256,)), specialised=True)
+    assert torch.equal(beside[mine], alone)
+    assert alone.isfinite().all()
+
+
+@simulated
+def test_one_loop_refuses_what_it_cannot_read() -> None:
+    q, k, v = packed(256 + 100, 1, 64, torch.float16)
+    for capability, operands, layout, message in (
+        ((8, 0), (q, k, v), sequences((156,), (200,)), r"capability=\(8, 0\).*allowed: sm_90 and sm_100"),
+        ((12, 0), (q, k, v), sequences((156,), (200,)), r"capability=\(12, 0\).*allowed: sm_90"),
+        ((9, 0), (q, k, v), sequences((100,), (256,)), r"spans of \[100, 256\] rows; .*at least 128 rows"),
+        ((9, 0), (q.float(), k.float(), v.float()), sequences((156,), (200,)), "float32.*allowed: 16 bits"),
+    ):
+        with simulating(Target(capability, 3)), pytest.raises(ValueError, match=message):
+            ours.one_loop_attention(*operands, layout, specialised=True)
 
 
 def test_a_sample_without_text_attends_to_its_image() -> None:
