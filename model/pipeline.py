@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
+from kernels.cases import Dimensions
 from kernels.dispatch import KernelsName, choose
 from kernels.rows import Owners, spans
 from model.autoencoder import Autoencoder
@@ -134,8 +135,7 @@ class Pipeline:
             device=device,
             dtype=dtype,
             exact=numerics is Numerics.EXACT,
-            heads=config.num_heads,
-            head_dim=config.head_dim,
+            dimensions=_dimensions(checkpoint),
         )
         with torch.device("meta"):
             transformer = Transformer(config, ops)
@@ -358,6 +358,18 @@ class Pipeline:
             raise ArithmeticError("the decoded picture holds values that are not finite")
         pixels: Pixels = self.ops.to_pixels(image).cpu().numpy()
         return pixels
+
+
+def _dimensions(checkpoint: Checkpoint) -> Dimensions:
+    """Return the widths at which this model's operations run."""
+    transformer, autoencoder = checkpoint.transformer_config, checkpoint.autoencoder_config
+    return Dimensions(
+        heads=transformer.num_heads,
+        head_dim=transformer.head_dim,
+        text_width=checkpoint.t5_config.d_model,
+        channels=autoencoder.channels,
+        norm_groups=autoencoder.norm_groups,
+    )
 
 
 class _Defaults(TypedDict):
