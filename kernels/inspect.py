@@ -3,7 +3,8 @@
 Every operation is called as the model calls it, at the widths of FLUX.1 and of the embedded model, on tensors
 without memory; each launch is caught and compiled for each architecture instead of run. For each it prints
 registers, spilled bytes and shared memory, and how often the SASS has the instructions of the tensor cores of
-Hopper (HGMMA), of those before (HMMA), and of tensor descriptors (UTMALDG).
+Hopper (HGMMA), of those before (HMMA), of tensor descriptors (UTMALDG), and those by which warps that load
+hand registers to warps that compute (USETMAXREG).
 """
 
 import argparse
@@ -38,7 +39,7 @@ ARCHITECTURES = {
     100: 227 * 1024,
     120: 99 * 1024,
 }
-INSTRUCTIONS = ("HGMMA", "HMMA", "UTMALDG")
+INSTRUCTIONS = ("HGMMA", "HMMA", "UTMALDG", "USETMAXREG")
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _TYPES = {
     torch.bfloat16: "bf16",
@@ -104,13 +105,16 @@ def launches(architecture: int, dtype: torch.dtype) -> list[Launch]:
     """Call every operation and catch what it launches."""
     found: list[Launch] = []
     capability = divmod(architecture, 10)
-    for op, call in (*_calls(dtype), *(_quantizing(dtype) if capability >= FLOAT8_UNITS else ())):
+    calls = list(_calls(dtype, has_one_loop=capability in ((9, 0), (10, 0))))
+    if capability >= FLOAT8_UNITS:
+        calls += _quantizing(dtype)
+    for op, call in calls:
         with simulating(Target(capability, 132)), _caught(partial(_noted, found, op)):
             call()
     return found
 
 
-def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+def _calls(dtype: torch.dtype, *, has_one_loop: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every operation at the widths of FLUX.1 [schnell], attention also with the smaller heads."""
     rows, width = 512, 3072
     layout = Owners.build([Span(256, 256), Span(0, 256)], torch.device("cpu"))
@@ -120,7 +124,8 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     weight, bias = _tensor(4 * width, width, dtype=dtype), _tensor(4 * width, dtype=dtype)
     up, table, scale = wide[:, 3 * width :], _tensor(rows, 64), _tensor(128, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
-    yield f"rms_norm {name}", lambda: norm.rms_norm(x, vectors[0])
+    states = _tensor(rows, 4096, dtype=dtype)  # T5's
+    yield f"rms_norm {name}", lambda: norm.rms_norm(states, states[0])
     yield f"modulated_norm {name}", lambda: norm.modulated_norm(x, vectors, vectors, owners)
     yield (
         f"gated_residual_norm {name}",
@@ -132,7 +137,14 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     yield f"linear {name}", lambda: matmul.linear(x, weight, bias, (rows,))
     yield f"linear_gelu {name}", lambda: matmul.linear_gelu(x, weight, bias, (rows,))
     for heads, head_dim in ((24, 128), (6, 64), (6, 32)):
-        yield f"attention {head_dim} {name}", partial(_attention, rows, heads, head_dim, dtype)
+        yield (
+            f"attention {head_dim} {name}",
+            partial(_attend, attention.attention, rows, heads, head_dim, dtype),
+        )
+    if has_one_loop and dtype != torch.float32:
+        for kind, specialised in (("one loop", False), ("specialised", True)):
+            rival = partial(attention.one_loop_attention, specialised=specialised)
+            yield f"attention {kind} {name}", partial(_attend, rival, rows + 16, 24, 128, dtype)
     image = _tensor(1, 128, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
     each = _tensor(128, dtype=dtype)
     yield (
@@ -165,11 +177,11 @@ def _quantizing(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]
     )
 
 
-def _attention(rows: int, heads: int, head_dim: int, dtype: torch.dtype) -> None:
+def _attend(op: Callable[..., Tensor], rows: int, heads: int, head_dim: int, dtype: torch.dtype) -> None:
     built = Sequences.build([(Span(0, rows // 2), Span(rows // 2, rows // 2))], torch.device("cpu"))
     sequences = Sequences(built.spans, built.tiles.to("meta"))
     q, k, v = _tensor(rows, 3, heads, head_dim, dtype=dtype).unbind(1)
-    attention.attention(q, k, v, sequences)
+    op(q, k, v, sequences)
 
 
 def _tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

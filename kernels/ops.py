@@ -26,6 +26,7 @@ _TRITON = {
     "quantize": "activation",
     "quantized_gelu": "activation",
     "quantized_linear": "reference",  # the vendor's product
+    "rms_norm": "norm",
     "modulated_norm": "norm",
     "gated_residual_norm": "norm",
     "qk_norm_rope": "rotary",
@@ -72,6 +73,7 @@ class Ops:
     quantize: Callable[[Tensor], Quantized]
     quantized_gelu: Callable[[Tensor, Sequence[int], Tensor | None], Quantized]
     quantized_linear: QuantizedLinear
+    rms_norm: Callable[[Tensor, Tensor], Tensor]
     modulated_norm: ModulatedNorm
     gated_residual_norm: GatedResidualNorm
     qk_norm_rope: QkNormRope

@@ -196,13 +196,13 @@ def euler_step(latents: Tensor, velocity: Tensor, deltas: Tensor, owners: Owners
 
     Args:
         latents: [rows, channels], float32.
-        velocity: [rows, channels].
+        velocity: [rows, channels], of any dtype; the sum is in float32.
         deltas: [owners], float32.
         owners: whose rows these are.
     """
     out = torch.empty_like(latents)
     for span, delta in zip(owners.spans, deltas, strict=True):
-        torch.add(span.of(latents), span.of(velocity) * delta, out=span.of(out))
+        torch.add(span.of(latents), span.of(velocity).float() * delta, out=span.of(out))
     return out
 
 

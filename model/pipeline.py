@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
+from kernels.cases import Dimensions
 from kernels.dispatch import KernelsName, choose
 from kernels.rows import Owners, spans
 from model.autoencoder import Autoencoder
@@ -143,8 +144,7 @@ class Pipeline:
             device=device,
             dtype=dtype,
             exact=numerics is Numerics.EXACT,
-            heads=config.num_heads,
-            head_dim=config.head_dim,
+            dimensions=_dimensions(checkpoint),
         )
         with torch.device("meta"):
             transformer = Transformer(config, ops)
@@ -180,7 +180,7 @@ class Pipeline:
             transformer=transformer,
             autoencoder=autoencoder,
             clip=Clip(clip_model, clip_tokenizer),
-            t5=T5(t5_model, t5_tokenizer),
+            t5=T5(t5_model, t5_tokenizer, ops),
             schedule=checkpoint.schedule,
             conditioning_cache_bytes=conditioning_cache_bytes,
         )
@@ -278,12 +278,12 @@ class Pipeline:
     @torch.inference_mode()
     def denoise_step(self, samples: Sequence[Sample]) -> None:
         """Advance every sample by one of its own steps; if this raises, no sample has moved."""
-        velocities = self._velocities(samples)
-        owners = self._owners(tuple(len(velocity) for velocity in velocities))
+        velocity = self._velocity(samples)
+        owners = self._owners(tuple(len(sample.latents) for sample in samples))
         deltas = [sample.sigmas[sample.step + 1] - sample.sigmas[sample.step] for sample in samples]
         moved = self.ops.euler_step(
             torch.cat([sample.latents for sample in samples]),
-            torch.cat(velocities),
+            velocity,
             torch.tensor(deltas, device=self.device),
             owners,
         )
@@ -322,8 +322,11 @@ class Pipeline:
             for txt, vector in zip(states, pooled, strict=True)
         ]
 
-    def _velocities(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """Return each sample's velocity [tokens, 64], float32, its passes combined."""
+    def _velocity(self, samples: Sequence[Sample]) -> Tensor:
+        """Return the velocity [rows, 64] of all samples, the passes of each combined in float32.
+
+        Where every sample has one pass it is what the transformer returned, in the model's dtype.
+        """
         passes = [(sample, each) for sample in samples for each in sample.passes]
         layout = self._layout(
             tuple(
@@ -336,9 +339,13 @@ class Pipeline:
             torch.cat([each.txt for _, each in passes]),
             torch.stack([each.modulation[sample.step] for sample, each in passes]),
             layout,
-        ).float()
-        per_pass = iter(torch.split(velocity, layout.img_lengths))
-        return [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
+        )
+        if len(passes) == len(samples):
+            return velocity
+        per_pass = iter(torch.split(velocity.float(), layout.img_lengths))
+        return torch.cat(
+            [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
+        )
 
     def _build_layout(self, shapes: tuple[Shape, ...]) -> Layout:
         return Layout.build(
@@ -368,6 +375,18 @@ def _counted(progress: Progress | None, total_bytes: int) -> Advance:
             progress(done_bytes, total_bytes)
 
     return advance
+
+
+def _dimensions(checkpoint: Checkpoint) -> Dimensions:
+    """Return the widths at which this model's operations run."""
+    transformer, autoencoder = checkpoint.transformer_config, checkpoint.autoencoder_config
+    return Dimensions(
+        heads=transformer.num_heads,
+        head_dim=transformer.head_dim,
+        text_width=checkpoint.t5_config.d_model,
+        channels=autoencoder.channels,
+        norm_groups=autoencoder.norm_groups,
+    )
 
 
 class _Defaults(TypedDict):

@@ -9,17 +9,24 @@ import csv
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 import triton
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from triton.errors import TritonError
 from triton.testing import do_bench
 
-from kernels.cases import Call, Case, Dimensions, cases, relative_error
-from kernels.dispatch import TOLERANCE
-from kernels.ops import triton_ops
+from kernels import reference
+from kernels.attention import one_loop_attention
+from kernels.cases import Case, Dimensions, Operation, cases, relative_error
+from kernels.ops import Ops, triton_ops
+from kernels.rows import Sequences
 
 SIDES = (256, 512, 768, 1024, 1536)
 BATCHES = (1, 4)
@@ -76,49 +83,73 @@ def main() -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         if is_new:
             writer.writeheader()
-        for side in options.sides:
-            for batch in options.batches:
-                every = cases(
-                    triton_ops(), side=side, batch=batch, dtype=dtype, device=device, dimensions=Dimensions()
-                )
-                rows = bench(every, roof=roof, dtype=dtype, machine=machine, timer=seconds, compiler=compiled)
-                for row in rows:
-                    writer.writerow(asdict(row))
-                    file.flush()
-                    print(
-                        f"{row.op:20} {row.shape:20} {row.implementation:15} {row.p50_us:9.1f} us, "
-                        f"{100 * row.share_of_floor:3.0f} % of the floor"
-                    )
+        rows = bench(
+            shapes(options.sides, options.batches, dtype=dtype, device=device),
+            ops=triton_ops(),
+            rivals=RIVALS,
+            roof=roof,
+            dtype=dtype,
+            machine=machine,
+            timer=seconds,
+            compiler=compiled,
+        )
+        for row in rows:
+            writer.writerow(asdict(row))
+            file.flush()
+            print(
+                f"{row.op:20} {row.shape:28} {row.implementation:24} {row.p50_us:9.1f} us, "
+                f"{100 * row.share_of_floor:3.0f} % of the floor"
+            )
     print(f"{output}: rows added")
 
 
+def shapes(
+    sides: Sequence[int], batches: Sequence[int], *, dtype: torch.dtype, device: torch.device
+) -> Iterator[Case]:
+    """Yield the cases of every side and batch, each shape once: some depend on only one of the two."""
+    seen: set[tuple[str, str]] = set()
+    for side, batch in product(sides, batches):
+        for case in cases([side] * batch, dtype=dtype, device=device, dimensions=Dimensions()):
+            if (case.op, case.shape) not in seen:
+                seen.add((case.op, case.shape))
+                yield case
+
+
 def bench(
-    every: Iterator[Case] | Sequence[Case],
+    every: Iterable[Case],
     *,
+    ops: Ops,
+    rivals: Mapping[str, Mapping[str, Operation]],
     roof: Roof,
     dtype: torch.dtype,
     machine: dict[str, str],
     timer: Timer,
-    compiler: Callable[[Call], Call] | None = None,
+    compiler: Callable[[Operation], Operation] | None = None,
 ) -> Iterator[Row]:
-    """Check each case and time it and its rivals; raises `AssertionError` for one that computes nonsense."""
+    """Check and time each case by `ops`, by the reference, and by the `rivals` of its operation.
+
+    A rival that does not run here or computes nonsense is named and left out; raises `AssertionError` for
+    one of `ops` that does.
+    """
     for case in every:
-        expected = case.reference()
+        expected = case.result(case.reference)
         floor_s = roof.floor_s(case)
-        named = {"ours": case.ours, "torch": case.reference, **case.rivals}
-        if (
-            compiler is not None and not case.flops
-        ):  # the libraries' attention and products are the rivals there
+        named = {"ours": getattr(ops, case.op), "torch": case.reference, **rivals.get(case.op, {})}
+        if compiler is not None and not case.flops:  # elsewhere the rivals are the libraries'
             named["torch.compile"] = compiler(case.reference)
-        for name, call in named.items():
+        for name, operation in named.items():
             try:
-                error = relative_error(call(), expected)
-            except RuntimeError as failure:  # a backend that this machine lacks
+                error = relative_error(case.result(operation), expected)
+            except (RuntimeError, TritonError, ValueError) as failure:  # what this machine lacks
                 print(f"{case.op} at {case.shape}: {name} does not run: {failure}")
                 continue
-            if not error <= TOLERANCE:
-                raise AssertionError(f"{case.op} at {case.shape}: {name} is off by {error:.2g} of the norm")
-            p20, p50, p80 = timer(call)
+            if not error <= case.tolerance:
+                nonsense = f"{case.op} at {case.shape}: {name} is off by {error:.2g} of the norm"
+                if name == "ours":
+                    raise AssertionError(nonsense)
+                print(nonsense)
+                continue
+            p20, p50, p80 = timer(partial(case.timed, operation))
             yield Row(
                 op=case.op,
                 shape=case.shape,
@@ -134,10 +165,29 @@ def bench(
             )
 
 
-def compiled(call: Call) -> Call:
+def library_attention(
+    backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, out: Tensor | None = None
+) -> Tensor:
+    """As `reference.attention`, by one backend of PyTorch's."""
+    with sdpa_kernel(backend):
+        return reference.attention(q, k, v, sequences, out)
+
+
+RIVALS: dict[str, dict[str, Operation]] = {
+    "attention": {
+        "cuDNN": partial(library_attention, SDPBackend.CUDNN_ATTENTION),
+        "FlashAttention": partial(library_attention, SDPBackend.FLASH_ATTENTION),
+        "ours, one loop": partial(one_loop_attention, specialised=False),
+        "ours, warp-specialised": partial(one_loop_attention, specialised=True),
+    }
+}
+
+
+def compiled(operation: Operation) -> Operation:
     """Compile for this shape alone, whatever was compiled before."""
     torch._dynamo.reset()
-    return torch.compile(lambda: call(), dynamic=False)
+    fast: Operation = torch.compile(operation, dynamic=False)
+    return fast
 
 
 def seconds(call: Callable[[], object]) -> tuple[float, float, float]:

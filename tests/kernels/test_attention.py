@@ -1,14 +1,19 @@
 """Attention of many samples in Triton against float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 from kernels import attention as ours
-from kernels.rows import Sequences
+from kernels.devices import Target, simulating
+from kernels.rows import Sequences, Span
 from tests.kernels.worlds import (
+    DEVICE,
     assert_near,
     assert_untouched_around,
     columns_of,
@@ -19,6 +24,9 @@ from tests.kernels.worlds import (
 )
 
 TXT, IMG = (33, 1, 64), (40, 131, 64)
+simulated = pytest.mark.skipif(
+    DEVICE.type == "cuda", reason="another architecture is simulated in the interpreter"
+)
 
 
 def packed(
@@ -93,6 +101,84 @@ def test_a_sample_is_the_same_in_any_company() -> None:
     first = [*range(10), *range(20, 45)]
     alone = ours.attention(*(each[first] for each in (q, k, v)), sequences((10,), (25,)))
     assert torch.equal(together[first], alone)
+
+
+@simulated
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_every_architecture_agrees_and_multiplies_only_for_queries(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On sm_120 a program takes 64 of a tile's 128 rows: a tile of 40 rows has no second half."""
+    products = 0
+    create_dot = InterpreterBuilder.create_dot
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal products
+        products += 1
+        return create_dot(*arguments)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counted)
+    layout = sequences(TXT, IMG)
+    q, k, v = packed(sum(TXT + IMG), 1, 128, torch.float16)
+    tile = ours.tile_for(capability, torch.float16, 128)
+    with simulating(Target(capability, 3)):
+        out = ours.attention(q, k, v, layout)
+    assert_attention_near(out, exact_attention(q, k, v, layout), torch.float16, score=4.0)
+    assert products == sum(2 * parts(pair, tile.queries) * parts(pair, tile.keys) for pair in layout.spans), (
+        "scores and weighted values, for each part of the queries with each of the keys"
+    )
+
+
+def parts(spans: tuple[Span, ...], rows: int) -> int:
+    """Of at most `rows` rows each."""
+    return sum(-(-span.rows // rows) for span in spans)
+
+
+@simulated
+@pytest.mark.parametrize("specialised", [False, True], ids=["plain", "specialised"])
+@pytest.mark.parametrize(
+    ("txt", "img"), [((130, 128), (200, 131)), ((256,), (128,)), ((0, 191), (129, 128))], ids=str
+)
+def test_one_loop_over_both_spans_agrees(
+    txt: tuple[int, ...], img: tuple[int, ...], specialised: bool
+) -> None:
+    layout = sequences(txt, img)
+    q, k, v = packed(sum(txt + img), 2, 64, torch.float16)
+    out = poisoned(len(q), 128, torch.float16)
+    with simulating(Target((9, 0), 3)):
+        assert ours.one_loop_attention(q, k, v, layout, out, specialised=specialised) is out
+    assert_attention_near(out, exact_attention(q, k, v, layout), torch.float16, score=4.0)
+    assert_untouched_around(out)
+
+
+@simulated
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the neighbour's own rows
+def test_one_loop_reads_nothing_of_a_neighbour_and_gives_the_same_bits_beside_it() -> None:
+    """Alone all its tiles are whole and nothing masks; the neighbour makes them mask."""
+    q, k, v = packed(128 + 130 + 256 + 140, 1, 64, torch.float16)
+    mine = [*range(128), *range(258, 514)]
+    others = [row for row in range(len(q)) if row not in mine]
+    for each in (q, k, v):
+        each[others] = torch.inf
+    with simulating(Target((9, 0), 3)):
+        beside = ours.one_loop_attention(q, k, v, sequences((128, 130), (256, 140)), specialised=True)
+        own = (torch.cat([each[:128], each[258:514]]) for each in (q, k, v))
+        alone = ours.one_loop_attention(*own, sequences((128,), (256,)), specialised=True)
+    assert torch.equal(beside[mine], alone)
+    assert alone.isfinite().all()
+
+
+@simulated
+def test_one_loop_refuses_what_it_cannot_read() -> None:
+    q, k, v = packed(256 + 100, 1, 64, torch.float16)
+    for capability, operands, layout, message in (
+        ((8, 0), (q, k, v), sequences((156,), (200,)), r"capability=\(8, 0\).*allowed: sm_90 and sm_100"),
+        ((12, 0), (q, k, v), sequences((156,), (200,)), r"capability=\(12, 0\).*allowed: sm_90"),
+        ((9, 0), (q, k, v), sequences((100,), (256,)), r"spans of \[100, 256\] rows; .*at least 128 rows"),
+        ((9, 0), (q.float(), k.float(), v.float()), sequences((156,), (200,)), "float32.*allowed: 16 bits"),
+    ):
+        with simulating(Target(capability, 3)), pytest.raises(ValueError, match=message):
+            ours.one_loop_attention(*operands, layout, specialised=True)
 
 
 def test_a_sample_without_text_attends_to_its_image() -> None:

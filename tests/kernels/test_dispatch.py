@@ -2,11 +2,13 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from kernels import activation, attention, matmul, reference
 from kernels.cases import Case, Dimensions, cases
@@ -16,8 +18,9 @@ from model.autoencoder import Autoencoder
 from model.config import AutoencoderConfig, TransformerConfig
 from model.layout import Layout, Numerics, Shape
 from model.transformer import Transformer
-from tests.kernels.worlds import DEVICE
+from tests.kernels.worlds import DEVICE, dtypes
 
+SMALL_CASES = Dimensions(heads=2, head_dim=32, text_width=48, channels=(8, 16), norm_groups=4)
 SMALL = TransformerConfig(
     hidden_size=64,
     num_heads=2,
@@ -31,7 +34,7 @@ SMALL = TransformerConfig(
 
 
 def chosen(name: str, device: str = "cpu") -> Ops:
-    return choose(name, device=torch.device(device), dtype=torch.float32, exact=True, heads=2, head_dim=32)
+    return choose(name, device=torch.device(device), dtype=torch.float32, exact=True, dimensions=SMALL_CASES)
 
 
 def test_a_cpu_runs_the_reference(caplog: pytest.LogCaptureFixture) -> None:
@@ -53,35 +56,61 @@ def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         chosen("triton")
 
 
-def small_cases(ops: Ops) -> list[Case]:
-    small = Dimensions(heads=2, head_dim=32, channels=16)
-    return list(cases(ops, side=64, batch=2, dtype=torch.float32, device=DEVICE, dimensions=small))
+def small_cases(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+    return cases((48, 32), dtype=dtype, device=DEVICE, dimensions=SMALL_CASES)
 
 
-def test_a_kernel_that_agrees_with_the_reference_is_trusted() -> None:
+@dtypes
+def test_kernels_that_agree_with_the_reference_are_trusted(dtype: torch.dtype) -> None:
     ops = triton_ops()
-    assert trusted(ops, small_cases(ops)) == ops
+    assert trusted(ops, small_cases(dtype)) == ops
 
 
-def raises(*arguments: object) -> torch.Tensor:
+def raises(*arguments: object) -> Tensor:
     raise RuntimeError("no such instruction")
+
+
+def zeros(x: Tensor, products: Sequence[int], out: Tensor) -> Tensor:
+    return out.zero_()
+
+
+def not_numbers(x: Tensor, products: Sequence[int], out: Tensor) -> Tensor:
+    return out.fill_(torch.nan)
+
+
+def beside_its_columns(x: Tensor, products: Sequence[int], out: Tensor) -> Tensor:
+    reference.gelu_tanh(x, products, out)
+    assert out._base is not None
+    out._base[:, 0] = 1
+    return out
 
 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda x, *others: torch.zeros_like(x), "is off by 1 of the norm"),
-        (lambda x, *others: torch.full_like(x, torch.nan), "is off by nan of the norm"),
+        (zeros, "is off by 1 of the norm"),
+        (not_numbers, "is off by nan of the norm"),
+        (beside_its_columns, r"is off by 0\.\d+ of the norm"),
         (raises, "fails: no such instruction"),
     ],
 )
 def test_a_kernel_that_does_not_is_replaced_and_only_that_one(
-    broken: Callable[..., torch.Tensor], message: str, caplog: pytest.LogCaptureFixture
+    broken: Callable[..., Tensor], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ops = replace(reference_ops(), gelu_tanh=broken)
-    kept = trusted(ops, small_cases(ops))
-    assert kept == reference_ops()
-    assert caplog.messages == [f"operation gelu_tanh: the kernel {message}; the reference runs"]
+    assert trusted(ops, small_cases()) == reference_ops()
+    (said,) = caplog.messages
+    assert re.fullmatch(f"operation gelu_tanh: the kernel {message}; the reference runs", said)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 3e-4), (torch.float16, 2e-3), (torch.bfloat16, 16e-3)], ids=str
+)
+def test_what_rounding_does_not_explain_is_not_trusted(dtype: torch.dtype, error: float) -> None:
+    def biased(x: Tensor, scale: Tensor) -> Tensor:
+        return ((1 + error) * reference.rms_norm(x.double(), scale.double())).to(dtype)
+
+    assert trusted(replace(reference_ops(), rms_norm=biased), small_cases(dtype)) == (reference_ops())
 
 
 @pytest.mark.parametrize("op", [field.name for field in fields(Ops)])

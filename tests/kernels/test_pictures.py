@@ -11,7 +11,7 @@ from tests.kernels.worlds import DEVICE, columns_of, dtypes, owners, random
 def test_euler_step_moves_each_sample_by_its_own_step(dtype: torch.dtype) -> None:
     layout = owners(5, 1, 18)
     latents, velocity = random(24, 64, seed=0), columns_of(random(24, 64, seed=1, dtype=dtype))
-    deltas = torch.tensor([-0.25, -1.0, -0.5], device=DEVICE)
+    deltas = torch.tensor([-0.3, -1.0, -0.7], device=DEVICE)  # products that half precision rounds
     ours = pictures.euler_step(latents, velocity, deltas, layout)
     # one rounding less where the compiler fuses the product and the sum
     torch.testing.assert_close(ours, reference.euler_step(latents, velocity, deltas, layout))

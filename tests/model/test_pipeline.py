@@ -1,10 +1,13 @@
 """The pipeline's stages: caching, batching of prompts, and that a step is all or nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from kernels.rows import Owners
 from model.conditioning import Prompt
 from model.layout import Numerics
 from model.pipeline import Pipeline, Sample
@@ -17,16 +20,23 @@ def load(folder: Path, numerics: Numerics = Numerics.EXACT) -> Pipeline:
     return Pipeline.load(folder, device=torch.device("cpu"), dtype=torch.float32, numerics=numerics)
 
 
-def begin(pipeline: Pipeline, text: str = "a cat", seed: int = 0, steps: int = 2, width: int = 256) -> Sample:
+def begin(
+    pipeline: Pipeline,
+    text: str = "a cat",
+    seed: int = 0,
+    steps: int = 2,
+    width: int = 256,
+    guidance_scale: float = 0.0,
+) -> Sample:
     (conditioning,) = pipeline.encode([Prompt(text, 64)])
     return pipeline.start(
         conditioning=conditioning,
-        negative=None,
+        negative=conditioning if guidance_scale > 1 else None,
         width=width,
         height=256,
         steps=steps,
         seed=seed,
-        guidance_scale=0.0,
+        guidance_scale=guidance_scale,
     )
 
 
@@ -68,6 +78,24 @@ def test_samples_at_different_steps_and_sizes_share_a_step_and_stay_themselves(o
     pipeline.denoise_step([ahead])
     assert torch.equal(ahead.latents, alone[0].latents)
     assert torch.equal(late.latents, alone[1].latents)
+
+
+def test_the_velocity_is_widened_only_where_passes_are_combined(oracle: Oracle) -> None:
+    pipeline = Pipeline.load(
+        oracle()[1], device=torch.device("cpu"), dtype=torch.bfloat16, numerics=Numerics.EXACT
+    )
+    euler_step, seen = pipeline.ops.euler_step, []
+
+    def noted(latents: Tensor, velocity: Tensor, deltas: Tensor, owners: Owners) -> Tensor:
+        seen.append((velocity.dtype, len(velocity)))
+        return euler_step(latents, velocity, deltas, owners)
+
+    pipeline.ops = replace(pipeline.ops, euler_step=noted)
+    plain, guided = begin(pipeline), begin(pipeline, guidance_scale=3.0)
+    pipeline.denoise_step([plain])
+    pipeline.denoise_step([plain, guided])
+    assert seen == [(torch.bfloat16, 256), (torch.float32, 512)]
+    assert plain.latents.dtype == guided.latents.dtype == torch.float32
 
 
 def test_a_step_that_fails_moves_no_sample(oracle: Oracle) -> None:
