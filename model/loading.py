@@ -17,6 +17,7 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
+from model.arena import Arena
 from model.bundle import Located
 from model.names import Naming, is_ignored
 from model.safetensors_file import CheckpointError, Reader, StoredTensor, TensorFile
@@ -62,9 +63,12 @@ def load_into(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    arena: Arena | None = None,
     progress: Advance | None = None,
 ) -> str:
     """Fill `module`, built on the meta device, and return the digest of what was read.
+
+    With `arena`, whose memory is the host's, `device` is the CPU and the parameters lie there.
 
     Raises `CheckpointError`: one error for all missing, unexpected and wrongly shaped tensors before any
     data is read; later one that names file, tensor and byte for values that are not finite and for files
@@ -79,7 +83,9 @@ def load_into(
         readers = {path: stack.enter_context(file.reading()) for path, file in files.items()}
         loader = _Loader(readers, progress or _no_progress)
         filled = {
-            name: torch.empty(parameter.shape, dtype=dtype, device=device)
+            name: arena.empty(parameter.shape, dtype)
+            if arena is not None
+            else torch.empty(parameter.shape, dtype=dtype, device=device)
             for name, parameter in parameters.items()
         }
         jobs = [(filled[name], piece) for name in filled for piece in pieces[name]]

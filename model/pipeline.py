@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers.models.clip.modeling_clip import CLIPTextModel
-from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from kernels.dispatch import KernelsName, choose
 from kernels.rows import Owners, spans
@@ -24,9 +22,10 @@ from model.checkpoint import Checkpoint, combined_digest, load_into, open_checkp
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
 from model.layout import Layout, Numerics, Shape
+from model.lending import Memory
 from model.progress import Progress
 from model.sampling import PIXELS_PER_PATCH, draw_noise, schedule_sigmas, unpack
-from model.text import T5, Clip, load_tokenizers
+from model.text import T5, Clip, load_encoders
 from model.transformer import Transformer
 
 DEFAULT_GUIDANCE = 3.5  # of guidance-distilled weights
@@ -116,16 +115,16 @@ class Pipeline:
         dtype: torch.dtype,
         numerics: Numerics,
         kernels: KernelsName = "auto",
+        memory: Memory = Memory.FULL,
         conditioning_cache_bytes: int = 256 << 20,
         allow_pickle: bool = False,
         progress: Progress | None = None,
     ) -> Self:
         """Load a checkpoint in any published layout; raises `CheckpointError` for what is not whole.
 
-        T5 overflows in float16, so the text encoders then run in bfloat16.
+        `memory` says where the text encoders are.
         """
         checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
-        text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         config = checkpoint.transformer_config
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current one
@@ -140,8 +139,6 @@ class Pipeline:
         with torch.device("meta"):
             transformer = Transformer(config, ops)
             autoencoder = Autoencoder(checkpoint.autoencoder_config, ops)
-            clip_model = CLIPTextModel(checkpoint.clip_config)
-            t5_model = T5EncoderModel(checkpoint.t5_config)
 
         done_bytes = 0
 
@@ -152,31 +149,31 @@ class Pipeline:
                 progress(done_bytes, checkpoint.size_bytes)
 
         digests = [
-            load_into(module.eval(), component, device=device, dtype=module_dtype, progress=advance)
-            for module, component, module_dtype in (
-                (transformer, checkpoint.transformer, dtype),
-                (autoencoder, checkpoint.autoencoder, dtype),
-                (clip_model, checkpoint.clip, text_dtype),
-                (t5_model, checkpoint.t5, text_dtype),
+            load_into(module.eval(), component, device=device, dtype=dtype, progress=advance)
+            for module, component in (
+                (transformer, checkpoint.transformer),
+                (autoencoder, checkpoint.autoencoder),
             )
         ]
         if device.type == "cuda":
             autoencoder.to_channels_last()
-        clip_tokenizer, t5_tokenizer = load_tokenizers(checkpoint.clip_tokenizer, checkpoint.t5_tokenizer)
+        clip, t5, text_digests = load_encoders(
+            checkpoint, device=device, dtype=dtype, memory=memory, progress=advance
+        )
         info = PipelineInfo(
             name=checkpoint.name,
-            digest=combined_digest(digests),
+            digest=combined_digest([*digests, *text_digests]),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             numerics=numerics.value,
-            **_defaults(checkpoint, longest_text=t5_tokenizer.model_max_length),
+            **_defaults(checkpoint, longest_text=t5.tokenizer.model_max_length),
         )
         return cls(
             info=info,
             transformer=transformer,
             autoencoder=autoencoder,
-            clip=Clip(clip_model, clip_tokenizer),
-            t5=T5(t5_model, t5_tokenizer),
+            clip=clip,
+            t5=t5,
             schedule=checkpoint.schedule,
             conditioning_cache_bytes=conditioning_cache_bytes,
         )
@@ -232,10 +229,11 @@ class Pipeline:
                 found[prompt] = kept
             else:
                 missing.append(prompt)
-        for batch in self._batches(missing):
-            for prompt, conditioning in zip(batch, self._encode(batch), strict=True):
-                self.conditioning.put(prompt, conditioning)
-                found[prompt] = conditioning
+        with self.clip.lender.lending(), self.t5.lender.lending():
+            for batch in self._batches(missing):
+                for prompt, conditioning in zip(batch, self._encode(batch), strict=True):
+                    self.conditioning.put(prompt, conditioning)
+                    found[prompt] = conditioning
         return [found[prompt] for prompt in prompts]
 
     @torch.inference_mode()
@@ -300,6 +298,14 @@ class Pipeline:
         """Wait until the device has done what it was given, so that times and errors belong to their step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def free(self) -> None:
+        """Give back the memory of what is only kept to save work."""
+        self.conditioning.free()
+        self._layout.cache_clear()
+        self._owners.cache_clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _batches(self, prompts: list[Prompt]) -> list[list[Prompt]]:
         if self.numerics is Numerics.EXACT:
