@@ -74,6 +74,7 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
             dtype=settings.dtype,
             numerics=settings.numerics,
             kernels=settings.kernels,
+            memory=settings.memory,
             threads=threads,
             max_steps=settings.max_steps,
             max_step_tokens=settings.max_step_tokens,

@@ -27,6 +27,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     dtype: str
     numerics: str
     kernels: str
+    memory: str
     threads: int
     max_steps: int
     max_step_tokens: int

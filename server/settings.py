@@ -55,6 +55,13 @@ class Settings(BaseSettings):
             description="auto: Triton on a GPU, beside the vendor's where that is faster; else plain PyTorch"
         ),
     ] = "auto"
+    memory: Annotated[
+        Literal["full", "balanced", "low"],
+        Field(
+            description="text encoders: full: on the device; balanced: only while they encode; low: layer by "
+            "layer; no difference on a CPU"
+        ),
+    ] = "full"
     threads: Annotated[
         int, Field(description="CPU threads of all workers together; 0 takes every core", ge=0, le=1024)
     ] = 0

@@ -22,7 +22,15 @@ import torch
 
 from kernels.dispatch import KernelsName
 from model.checkpoint import CheckpointError
-from model.device import DtypeName, NumericsName, choose_device, choose_dtype, choose_numerics
+from model.device import (
+    DtypeName,
+    MemoryName,
+    NumericsName,
+    choose_device,
+    choose_dtype,
+    choose_memory,
+    choose_numerics,
+)
 from model.pipeline import Pipeline
 from model.progress import loading_bar
 from model.verify import has_sums, verify
@@ -91,6 +99,7 @@ def _load(start: Start) -> Pipeline:
             dtype=choose_dtype(cast(DtypeName, start.dtype), device),
             numerics=choose_numerics(cast(NumericsName, start.numerics), device),
             kernels=cast(KernelsName, start.kernels),
+            memory=choose_memory(cast(MemoryName, start.memory), device),
             conditioning_cache_bytes=start.conditioning_cache_bytes,
             allow_pickle=start.allow_pickle,
             progress=progress,

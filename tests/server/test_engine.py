@@ -38,6 +38,7 @@ def start(model: str = "fake", device: str = "cpu") -> Start:
         dtype="auto",
         numerics="auto",
         kernels="auto",
+        memory="full",
         threads=1,
         max_steps=0,
         max_step_tokens=8192,
