@@ -11,12 +11,10 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import triton
@@ -27,6 +25,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels import activation, attention, group_norm, matmul, norm, pictures, rotary
 from kernels.devices import Target, simulating
+from kernels.launches import caught
 from kernels.rows import Owners, Sequences, Span
 
 ARCHITECTURES = {
@@ -103,7 +102,7 @@ def launches(architecture: int, dtype: torch.dtype) -> list[Launch]:
     found: list[Launch] = []
     capability = divmod(architecture, 10)
     for op, call in _calls(dtype):
-        with simulating(Target(capability, 132)), _caught(partial(_noted, found, op)):
+        with simulating(Target(capability, 132)), caught(partial(_noted, found, op)):
             call()
     return found
 
@@ -151,13 +150,6 @@ def _attention(rows: int, heads: int, head_dim: int, dtype: torch.dtype) -> None
 
 def _tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
-
-
-@contextmanager
-def _caught(note: Callable[..., None]) -> Iterator[None]:
-    """Hand every launch of a kernel to `note` instead of the driver."""
-    with patch.object(JITFunction, "run", lambda kernel, *args, **options: note(kernel, args, options)):
-        yield
 
 
 def _noted(

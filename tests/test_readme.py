@@ -76,7 +76,7 @@ def test_every_file_that_it_names_exists() -> None:
             folder = path.parent
 
 
-@pytest.mark.parametrize("module", ["server", "model.generate", "model.verify"])
+@pytest.mark.parametrize("module", ["server", "model.generate", "model.memory", "model.verify"])
 def test_every_command_has_help(module: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
