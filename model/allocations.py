@@ -60,8 +60,8 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return torch.empty(args[0].shape, dtype=args[0].dtype)
         if func is aten.convolution.default:
             return _convolution(func, args, kwargs)
-        if func is aten.upsample_nearest2d.vec:
-            return func(*args, **kwargs)  # taken apart, it would index in float32
+        if torch._C.DispatchKey.CompositeImplicitAutograd in func.py_kernels:
+            return func(*args, **kwargs)  # its parts in Python are others than in C++: dropout would copy
         with self:
             result = func.decompose(*args, **kwargs)
         return func(*args, **kwargs) if result is NotImplemented else result

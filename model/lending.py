@@ -140,6 +140,7 @@ def _empty_like(home: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(copy, requires_grad=False) if isinstance(home, nn.Parameter) else copy
 
 
+@torch.no_grad()
 def _copy(copies: Sequence[tuple[Tensor, Tensor]]) -> None:
     for copy, home in copies:
         copy.copy_(home, non_blocking=True)

@@ -8,7 +8,7 @@ tensors. On top come the CUDA context, the workspaces of cuBLAS and cuDNN, what 
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Self
@@ -36,6 +36,7 @@ from model.text import T5, Clip
 from model.transformer import Transformer
 
 CARDS_GB = (24, 32, 48, 80, 141)
+GB = 10**9
 STEPS = 4
 TXT_ROWS = 256
 DTYPE = torch.bfloat16
@@ -90,18 +91,22 @@ class Peaks:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that a preset needs with weights of one kind; `kept` are those that stay on the device."""
+    """Bytes that a preset needs with weights of one kind: in `host` memory, and `kept` on the device."""
 
     weights: str
     memory: Memory
     host: int
-    kept: int
+    kept: dict[str, int]  # by component
     peaks: Peaks
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(self.kept.values())
 
     @property
     def peak(self) -> int:
         """All that the device holds at once."""
-        return self.kept + max(self.peaks.encoding, self.peaks.stepping, self.peaks.decoding)
+        return self.kept_bytes + max(self.peaks.encoding, self.peaks.stepping, self.peaks.decoding)
 
 
 def main() -> None:
@@ -126,16 +131,17 @@ def needs(sizes: Sizes, *, side: int, batch: int) -> list[Need]:
     found: list[Need] = []
     for memory in Memory:
         pipeline = weightless(sizes, memory, ops)
-        encoders = [pipeline.clip.model, pipeline.t5.model]
-        host = 0 if memory is Memory.FULL else arena_bytes(encoders)
-        kept = weight_bytes(pipeline.autoencoder)
-        if memory is Memory.FULL:
-            kept += sum(weight_bytes(encoder) for encoder in encoders)
+        encoders = {"CLIP": pipeline.clip.model, "T5": pipeline.t5.model}
+        is_kept = memory is Memory.FULL
+        host = 0 if is_kept else arena_bytes(encoders.values())
         peaks = computed_peaks(pipeline, side=side, batch=batch)
-        found += [
-            Need("bfloat16", memory, host, kept + weight_bytes(pipeline.transformer), peaks),
-            Need("fp8", memory, host, kept + quantized_bytes(pipeline.transformer), peaks),
-        ]
+        for weights, count in (("bfloat16", weight_bytes), ("fp8", quantized_bytes)):
+            kept = {
+                "transformer": count(pipeline.transformer),
+                "autoencoder": weight_bytes(pipeline.autoencoder),
+                **{name: weight_bytes(encoder) * is_kept for name, encoder in encoders.items()},
+            }
+            found.append(Need(weights, memory, host, kept, peaks))
     return sorted(found, key=lambda need: need.weights)
 
 
@@ -219,7 +225,7 @@ def is_quantized(name: str) -> bool:
     return QUANTIZED.fullmatch(name) is not None
 
 
-def arena_bytes(modules: Sequence[nn.Module]) -> int:
+def arena_bytes(modules: Iterable[nn.Module]) -> int:
     """Return what the weights of modules take in host memory."""
     with META:
         arena = Arena(pinned=False)
@@ -231,23 +237,14 @@ def arena_bytes(modules: Sequence[nn.Module]) -> int:
 
 def table(found: Sequence[Need]) -> str:
     """Return a Markdown table in GB of 10^9 bytes."""
-    heads = (
-        "weights",
-        "`--memory`",
-        "host",
-        "device: kept",
-        "encoding",
-        "a step",
-        "decoding",
-        "peak",
-        "fits",
-    )
-    lines = [heads, ("---",) * len(heads)]
+    stages = ("encoding", "a step", "decoding", "peak", "fits")
+    heads = ("weights", "`--memory`", *found[0].kept, "host", *stages)
+    lines: list[Sequence[str]] = [heads, ["---"] * len(heads)]
     for need in found:
-        stages = (need.peaks.encoding, need.peaks.stepping, need.peaks.decoding)
-        sizes = (need.host, need.kept, *(need.kept + stage for stage in stages), need.peak)
+        peaks = (need.peaks.encoding, need.peaks.stepping, need.peaks.decoding)
+        sizes = (*need.kept.values(), need.host, *(need.kept_bytes + peak for peak in peaks), need.peak)
         lines.append(
-            (need.weights, f"`{need.memory}`", *(f"{size / 1e9:.2f}" for size in sizes), fits(need.peak))
+            (need.weights, f"`{need.memory}`", *(f"{size / GB:.2f}" for size in sizes), fits(need.peak))
         )
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -255,7 +252,7 @@ def table(found: Sequence[Need]) -> str:
 def fits(size_bytes: int) -> str:
     """Return the smallest common card that holds this, with what is left on it."""
     for card_gb in CARDS_GB:
-        if (left := card_gb - size_bytes / 1e9) >= 0:
+        if (left := card_gb - size_bytes / GB) >= 0:
             return f"{card_gb} GB ({left:.1f} left)"
     return f"none up to {CARDS_GB[-1]} GB"
 

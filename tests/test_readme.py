@@ -13,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from model.memory import Sizes, needs, table
 from server.settings import markdown_table
 from tests.e2e.conftest import Server, running_server
 
@@ -64,6 +65,12 @@ def run_python(code: str, server: Server) -> None:
 def test_the_settings_table_is_the_settings() -> None:
     table = README.split("<!-- settings: python -m server.settings -->\n")[1].split("<!-- /settings -->")[0]
     assert table == markdown_table(), "run `python -m server.settings` and paste what it prints"
+
+
+def test_the_memory_table_is_what_is_computed() -> None:
+    shown = README.split("<!-- memory: python -m model.memory -->\n")[1].split("<!-- /memory -->")[0]
+    computed = table(needs(Sizes.published(), side=1024, batch=1))
+    assert shown == computed, "run `python -m model.memory` and paste what it prints"
 
 
 def test_every_file_that_it_names_exists() -> None:

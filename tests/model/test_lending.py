@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.arena import BLOCK_BYTES
@@ -185,7 +186,7 @@ def test_streams_of_a_gpu_never_mix_layers_up() -> None:
     with torch.inference_mode():
         expected = x
         for layer in stack:
-            expected = expected @ layer.weight.to(device).t()
+            expected = F.linear(expected, layer.weight.to(device))
         lender = Lender(list(stack), device)
         for _ in range(20):
             torch.cuda.synchronize()
