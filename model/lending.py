@@ -51,9 +51,9 @@ class Lender:
         self.groups = tuple(groups)
         self._weights = [_Weights(module) for module in groups]
         self._lent: dict[int, torch.cuda.Event | None] = {}  # by index: when the copy is there
-        self._copies: torch.cuda.Stream | None = None
+        self._stream: torch.cuda.Stream | None = None
         if groups and device.type == "cuda":
-            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._is_lending = False
         for index, module in enumerate(groups):
             module.register_forward_pre_hook(partial(self._use, index))
@@ -87,13 +87,13 @@ class Lender:
             return
         copies = self._weights[index].install_copies(self.device)
         self._lent[index] = None
-        if self._copies is None:
+        if self._stream is None:
             _copy(copies)
             return
-        self._copies.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._copies):
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
             _copy(copies)
-            self._lent[index] = self._copies.record_event()
+            self._lent[index] = self._stream.record_event()
 
     def _give_back_all_but(self, kept: Sequence[int]) -> None:
         for index in [index for index in self._lent if index not in kept]:
