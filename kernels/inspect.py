@@ -12,12 +12,10 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import triton
@@ -29,6 +27,7 @@ from triton.runtime.jit import JITFunction
 from kernels import activation, attention, group_norm, matmul, norm, pictures, rotary
 from kernels.devices import Target, simulating
 from kernels.float8 import FLOAT8, FLOAT8_UNITS
+from kernels.launches import caught
 from kernels.rows import Owners, Sequences, Span
 
 ARCHITECTURES = {
@@ -109,7 +108,7 @@ def launches(architecture: int, dtype: torch.dtype) -> list[Launch]:
     if capability >= FLOAT8_UNITS:
         calls += _quantizing(dtype)
     for op, call in calls:
-        with simulating(Target(capability, 132)), _caught(partial(_noted, found, op)):
+        with simulating(Target(capability, 132)), caught(partial(_noted, found, op)):
             call()
     return found
 
@@ -186,13 +185,6 @@ def _attend(op: Callable[..., Tensor], rows: int, heads: int, head_dim: int, dty
 
 def _tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
-
-
-@contextmanager
-def _caught(note: Callable[..., None]) -> Iterator[None]:
-    """Hand every launch of a kernel to `note` instead of the driver."""
-    with patch.object(JITFunction, "run", lambda kernel, *args, **options: note(kernel, args, options)):
-        yield
 
 
 def _noted(

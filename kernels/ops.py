@@ -1,7 +1,8 @@
 """One implementation of every operation, as a model holds them: the reference's, Triton's, or a mixture."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Protocol
@@ -93,6 +94,12 @@ def triton_ops() -> Ops:
         file: import_module(f"kernels.{file}") for file in sorted(set(_TRITON.values()))
     }
     return Ops(**{name: getattr(modules[file], name) for name, file in _TRITON.items()})
+
+
+def with_vendor_products(ops: Ops) -> Ops:
+    """Return `ops` with the vendor's matrix products, for where rows may see each other."""
+    with_gelu = partial(then_gelu, reference.linear, ops.gelu_tanh)
+    return replace(ops, linear=reference.linear, linear_gelu=with_gelu)
 
 
 def then_gelu(

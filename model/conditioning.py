@@ -42,8 +42,13 @@ class ConditioningCache:
 
     def clear(self) -> None:
         """Forget everything, the counts too."""
+        self.free()
+        self.hits = self.misses = 0
+
+    def free(self) -> None:
+        """Drop what is kept, to have its memory; the counts go on."""
         self._kept.clear()
-        self.size_bytes = self.hits = self.misses = 0
+        self.size_bytes = 0
 
     def get(self, prompt: Prompt) -> Conditioning | None:
         """Return what was put for `prompt` and make it the last to leave."""

@@ -1,13 +1,18 @@
 """Where and in which precision a model runs, when the caller leaves it open."""
 
+import logging
 from typing import Literal
 
 import torch
 
 from model.layout import Numerics
+from model.lending import Memory
+
+log = logging.getLogger(__name__)
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 NumericsName = Literal["auto", "exact", "fast"]
+MemoryName = Literal["full", "balanced", "low"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,3 +37,11 @@ def choose_numerics(name: NumericsName, device: torch.device) -> Numerics:
     if name == "auto":
         return Numerics.EXACT if device.type == "cpu" else Numerics.FAST
     return Numerics(name)
+
+
+def choose_memory(name: MemoryName, device: torch.device) -> Memory:
+    """Return the named preset; on a CPU the full one, since host memory is all there is."""
+    if device.type == "cpu" and name != "full":
+        log.info("memory %s changes nothing on a CPU: its memory is the host's", name)
+        return Memory.FULL
+    return Memory(name)

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from model.checkpoint import CheckpointError
-from model.device import choose_device, choose_dtype, choose_numerics
+from model.device import choose_device, choose_dtype, choose_memory, choose_numerics
+from model.lending import Memory
 from model.pipeline import Pipeline
 from model.progress import loading_bar
 from model.sampling import check_size
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
     parser.add_argument("--quantize", default="none", choices=["none", "fp8"])
     parser.add_argument("--numerics", default="auto", choices=["auto", "exact", "fast"])
+    parser.add_argument("--memory", default="full", choices=list(Memory), help="as the server's --memory")
     parser.add_argument("--allow-pickle", action="store_true", help="load pickle files, weights only")
     return parser
 
@@ -81,6 +83,7 @@ def _load(options: argparse.Namespace) -> Pipeline:
             dtype=choose_dtype(options.dtype, device),
             numerics=choose_numerics(options.numerics, device),
             quantize=options.quantize,
+            memory=choose_memory(options.memory, device),
             allow_pickle=options.allow_pickle,
             progress=progress,
         )

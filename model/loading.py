@@ -18,6 +18,7 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
+from model.arena import Arena
 from model.bundle import Located
 from model.names import Naming, is_ignored
 from model.quantization import QuantizedLinear
@@ -64,9 +65,12 @@ def load_into(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    arena: Arena | None = None,
     progress: Advance | None = None,
 ) -> str:
     """Fill `module`, built on the meta device, and return the digest of what was read.
+
+    With `arena`, whose memory is the host's, `device` is the CPU and the parameters lie there.
 
     Raises `CheckpointError`: one error for all missing, unexpected and wrongly shaped tensors before any
     data is read; later one that names file, tensor and byte for values that are not finite and for files
@@ -83,7 +87,10 @@ def load_into(
 
         def load(name: str) -> list[str]:
             parameter = parameters[name]
-            tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+            if arena is not None:
+                tensor = arena.empty(parameter.shape, dtype)
+            else:
+                tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
             hashes = [loader.fill(tensor, piece) for piece in pieces[name]]
             value = _unswapped(tensor, component.naming(name).swap_halves)
             _assign(module, tied[name], parameter, value)

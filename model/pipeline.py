@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers.models.clip.modeling_clip import CLIPTextModel
-from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from kernels.cases import Dimensions
 from kernels.dispatch import KernelsName, choose
@@ -26,11 +24,11 @@ from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
 from model.graphs import CudaRecorder, Step, StepGraphs
 from model.layout import Layout, Numerics, Shape
-from model.loading import Advance
-from model.progress import Progress
+from model.lending import Memory
+from model.progress import Progress, counted
 from model.quantization import QuantizeName, choose_quantization
-from model.sampling import PIXELS_PER_PATCH, draw_noise, schedule_sigmas, unpack
-from model.text import T5, Clip, load_tokenizers
+from model.sampling import PIXELS_PER_PATCH, Pass, Sample, draw_noise, guided, schedule_sigmas, unpack
+from model.text import T5, Clip, load_encoders
 from model.transformer import Transformer
 
 DEFAULT_GUIDANCE = 3.5  # of guidance-distilled weights
@@ -54,34 +52,6 @@ class PipelineInfo:
     default_height: int
     default_steps: int
     default_sequence_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One conditioning of one sample: text rows [txt_rows, width], modulation vectors [steps, ...]."""
-
-    txt: Tensor
-    modulation: Tensor
-
-
-@dataclass(slots=True)
-class Sample:
-    """One picture on its way. `latents` are packed, [tokens, 64], float32, noise at the start.
-
-    With classifier-free guidance `passes` has two entries, the prompt and the negative prompt.
-    """
-
-    width: int
-    height: int
-    sigmas: tuple[float, ...]
-    guidance_scale: float
-    passes: tuple[Pass, ...]
-    latents: Tensor
-    step: int = 0
-
-    @property
-    def finished(self) -> bool:
-        return self.step == len(self.sigmas) - 1
 
 
 class Pipeline:
@@ -109,9 +79,8 @@ class Pipeline:
         self.dtype = transformer.img_in.weight.dtype
         self.ops = transformer.ops
         self.numerics = Numerics(info.numerics)
-        self._step: Step = transformer
-        if self.device.type == "cuda":
-            self._step = StepGraphs(transformer, CudaRecorder())
+        self._graphs = StepGraphs(transformer, CudaRecorder()) if self.device.type == "cuda" else None
+        self._step: Step = transformer if self._graphs is None else self._graphs
         self._layout = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_layout)
         self._owners = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_owners)
 
@@ -125,16 +94,16 @@ class Pipeline:
         numerics: Numerics,
         kernels: KernelsName = "auto",
         quantize: QuantizeName = "none",
+        memory: Memory = Memory.FULL,
         conditioning_cache_bytes: int = 256 << 20,
         allow_pickle: bool = False,
         progress: Progress | None = None,
     ) -> Self:
         """Load a checkpoint in any published layout; raises `CheckpointError` for what is not whole.
 
-        T5 overflows in float16, so the text encoders then run in bfloat16.
+        `memory` says where the text encoders are.
         """
         checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
-        text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         config = checkpoint.transformer_config
         quantization = choose_quantization(quantize, device=device, dtype=dtype)
         if device.type == "cuda":
@@ -150,37 +119,35 @@ class Pipeline:
             transformer = Transformer(config, ops)
             transformer.quantize(quantization)
             autoencoder = Autoencoder(checkpoint.autoencoder_config, ops)
-            clip_model = CLIPTextModel(checkpoint.clip_config)
-            t5_model = T5EncoderModel(checkpoint.t5_config)
 
-        advance = _counted(progress, checkpoint.size_bytes)
+        advance = counted(progress, checkpoint.size_bytes)
         digests = [
-            load_into(module.eval(), component, device=device, dtype=module_dtype, progress=advance)
-            for module, component, module_dtype in (
-                (transformer, checkpoint.transformer, dtype),
-                (autoencoder, checkpoint.autoencoder, dtype),
-                (clip_model, checkpoint.clip, text_dtype),
-                (t5_model, checkpoint.t5, text_dtype),
+            load_into(module.eval(), component, device=device, dtype=dtype, progress=advance)
+            for module, component in (
+                (transformer, checkpoint.transformer),
+                (autoencoder, checkpoint.autoencoder),
             )
         ]
         if device.type == "cuda":
             autoencoder.to_channels_last()
-        clip_tokenizer, t5_tokenizer = load_tokenizers(checkpoint.clip_tokenizer, checkpoint.t5_tokenizer)
+        clip, t5, text_digests = load_encoders(
+            checkpoint, ops, device=device, dtype=dtype, memory=memory, progress=advance
+        )
         info = PipelineInfo(
             name=checkpoint.name,
-            digest=combined_digest(digests),
+            digest=combined_digest([*digests, *text_digests]),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             numerics=numerics.value,
             quantize=quantize,
-            **_defaults(checkpoint, longest_text=t5_tokenizer.model_max_length),
+            **_defaults(checkpoint, longest_text=t5.tokenizer.model_max_length),
         )
         return cls(
             info=info,
             transformer=transformer,
             autoencoder=autoencoder,
-            clip=Clip(clip_model, clip_tokenizer),
-            t5=T5(t5_model, t5_tokenizer, ops),
+            clip=clip,
+            t5=t5,
             schedule=checkpoint.schedule,
             conditioning_cache_bytes=conditioning_cache_bytes,
         )
@@ -236,10 +203,11 @@ class Pipeline:
                 found[prompt] = kept
             else:
                 missing.append(prompt)
-        for batch in self._batches(missing):
-            for prompt, conditioning in zip(batch, self._encode(batch), strict=True):
-                self.conditioning.put(prompt, conditioning)
-                found[prompt] = conditioning
+        with self.clip.lender.lending(), self.t5.lender.lending():
+            for batch in self._batches(missing):
+                for prompt, conditioning in zip(batch, self._encode(batch), strict=True):
+                    self.conditioning.put(prompt, conditioning)
+                    found[prompt] = conditioning
         return [found[prompt] for prompt in prompts]
 
     @torch.inference_mode()
@@ -305,6 +273,15 @@ class Pipeline:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def free(self) -> None:
+        """Give back the memory of what is only kept to save work."""
+        self.conditioning.free()
+        self._layout.cache_clear()
+        self._owners.cache_clear()
+        if self._graphs is not None:
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+
     def _batches(self, prompts: list[Prompt]) -> list[list[Prompt]]:
         if self.numerics is Numerics.EXACT:
             return [[prompt] for prompt in prompts]
@@ -344,7 +321,7 @@ class Pipeline:
             return velocity
         per_pass = iter(torch.split(velocity.float(), layout.img_lengths))
         return torch.cat(
-            [_guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
+            [guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
         )
 
     def _build_layout(self, shapes: tuple[Shape, ...]) -> Layout:
@@ -362,19 +339,6 @@ class Pipeline:
             raise ArithmeticError("the decoded picture holds values that are not finite")
         pixels: Pixels = self.ops.to_pixels(image).cpu().numpy()
         return pixels
-
-
-def _counted(progress: Progress | None, total_bytes: int) -> Advance:
-    """Return what adds up the bytes read by all components and reports them."""
-    done_bytes = 0
-
-    def advance(count: int) -> None:
-        nonlocal done_bytes
-        done_bytes += count
-        if progress is not None:
-            progress(done_bytes, total_bytes)
-
-    return advance
 
 
 def _dimensions(checkpoint: Checkpoint) -> Dimensions:
@@ -407,11 +371,3 @@ def _defaults(checkpoint: Checkpoint, *, longest_text: int) -> _Defaults:
         "default_steps": 28 if guidance_embed else 4,
         "default_sequence_length": min(512 if guidance_embed else 256, longest_text),
     }
-
-
-def _guided(velocities: list[Tensor], guidance_scale: float) -> Tensor:
-    """Classifier-free guidance: `negative + scale * (positive - negative)`; one pass is left as it is."""
-    if len(velocities) == 1:
-        return velocities[0]
-    positive, negative = velocities
-    return negative + guidance_scale * (positive - negative)

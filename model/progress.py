@@ -18,3 +18,16 @@ def loading_bar() -> Iterator[Progress]:
             bar.update(done_bytes - bar.n)
 
         yield progress
+
+
+def counted(progress: Progress | None, total_bytes: int) -> Callable[[int], None]:
+    """Return what adds up the bytes read by all components and reports them."""
+    done_bytes = 0
+
+    def advance(count: int) -> None:
+        nonlocal done_bytes
+        done_bytes += count
+        if progress is not None:
+            progress(done_bytes, total_bytes)
+
+    return advance

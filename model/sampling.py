@@ -1,4 +1,4 @@
-"""Noise, schedule and packing: everything about sampling that needs no weights.
+"""A picture on its way, its noise, schedule and packing: everything about sampling that needs no weights.
 
 A picture's noise comes from its own seed, drawn on the CPU in float32, so that a seed means the same picture
 on every machine and in every batch. Formulas: black-forest-labs/flux, src/flux/sampling.py, and diffusers'
@@ -6,6 +6,7 @@ FlowMatchEulerDiscreteScheduler.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,34 @@ from model.config import ScheduleConfig
 LATENT_CHANNELS = 16
 PIXELS_PER_LATENT = 8
 PIXELS_PER_PATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One conditioning of one sample: text rows [txt_rows, width], modulation vectors [steps, ...]."""
+
+    txt: Tensor
+    modulation: Tensor
+
+
+@dataclass(slots=True)
+class Sample:
+    """One picture on its way. `latents` are packed, [tokens, 64], float32, noise at the start.
+
+    With classifier-free guidance `passes` has two entries, the prompt and the negative prompt.
+    """
+
+    width: int
+    height: int
+    sigmas: tuple[float, ...]
+    guidance_scale: float
+    passes: tuple[Pass, ...]
+    latents: Tensor
+    step: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.step == len(self.sigmas) - 1
 
 
 def check_size(*, width: int, height: int) -> None:
@@ -73,3 +102,11 @@ def _mu(schedule: ScheduleConfig, tokens: int) -> float:
 def _shift(sigmas: np.ndarray, factor: float) -> np.ndarray:
     shifted: np.ndarray = factor / (factor + (1 / sigmas - 1))
     return shifted
+
+
+def guided(velocities: list[Tensor], guidance_scale: float) -> Tensor:
+    """Classifier-free guidance: `negative + scale * (positive - negative)`; one pass is left as it is."""
+    if len(velocities) == 1:
+        return velocities[0]
+    positive, negative = velocities
+    return negative + guidance_scale * (positive - negative)

@@ -75,6 +75,7 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
             numerics=settings.numerics,
             kernels=settings.kernels,
             quantize=settings.quantize,
+            memory=settings.memory,
             threads=threads,
             max_steps=settings.max_steps,
             max_step_tokens=settings.max_step_tokens,

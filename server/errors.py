@@ -12,6 +12,7 @@ ServerError
 ├── DeadlineExceeded    the request's own deadline passed before its picture was finished
 ├── WorkerLost          the worker died twice under this request; the same request may succeed later
 ├── GenerationFailed    the model could not make this picture; the same request will fail again
+│   └── OutOfMemory           the device has too little memory for it, even alone
 └── Cancelled           somebody asked to forget this request
 
 The HTTP status of a code stands in one table, `server/http/errors.py`. Messages are written for clients:
@@ -86,6 +87,10 @@ class GenerationFailed(ServerError):
     code = "generation_failed"
 
 
+class OutOfMemory(GenerationFailed):
+    code = "out_of_memory"
+
+
 class Cancelled(ServerError):
     code = "cancelled"
 
@@ -93,6 +98,7 @@ class Cancelled(ServerError):
 def from_code(code: str, message: str) -> ServerError:
     """Rebuild the error that a worker reported; an unknown code is a plain `GenerationFailed`."""
     kinds: dict[str, type[ServerError]] = {
-        kind.code: kind for kind in (Overloaded, NotReady, DeadlineExceeded, WorkerLost, GenerationFailed)
+        kind.code: kind
+        for kind in (Overloaded, NotReady, DeadlineExceeded, WorkerLost, GenerationFailed, OutOfMemory)
     }
     return kinds.get(code, GenerationFailed)(message)

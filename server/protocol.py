@@ -28,6 +28,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     numerics: str
     kernels: str
     quantize: str
+    memory: str
     threads: int
     max_steps: int
     max_step_tokens: int

@@ -62,6 +62,13 @@ class Settings(BaseSettings):
             "on GPUs without units for it the weights alone"
         ),
     ] = "none"
+    memory: Annotated[
+        Literal["full", "balanced", "low"],
+        Field(
+            description="text encoders: full: on the device; balanced: only while they encode; low: layer by "
+            "layer; no difference on a CPU"
+        ),
+    ] = "full"
     threads: Annotated[
         int, Field(description="CPU threads of all workers together; 0 takes every core", ge=0, le=1024)
     ] = 0

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from model.memory import Sizes, needs, table
 from server.settings import markdown_table
 from tests.e2e.conftest import Server, running_server
 
@@ -66,6 +67,12 @@ def test_the_settings_table_is_the_settings() -> None:
     assert table == markdown_table(), "run `python -m server.settings` and paste what it prints"
 
 
+def test_the_memory_table_is_what_is_computed() -> None:
+    shown = README.split("<!-- memory: python -m model.memory -->\n")[1].split("<!-- /memory -->")[0]
+    computed = table(needs(Sizes.published(), side=1024, batch=1))
+    assert shown == computed, "run `python -m model.memory` and paste what it prints"
+
+
 def test_every_file_that_it_names_exists() -> None:
     for cell in re.findall(r"^\| \d+ \| (.+?) \|", README, re.MULTILINE):
         names = re.findall(r"`([\w/.]+)`", cell)
@@ -76,7 +83,7 @@ def test_every_file_that_it_names_exists() -> None:
             folder = path.parent
 
 
-@pytest.mark.parametrize("module", ["server", "model.generate", "model.verify"])
+@pytest.mark.parametrize("module", ["server", "model.generate", "model.memory", "model.verify"])
 def test_every_command_has_help(module: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -27,6 +27,7 @@ STATUS: Final = {
     "deadline_exceeded": 504,
     "cancelled": 499,
     "generation_failed": 500,
+    "out_of_memory": 500,
     "internal_error": 500,
 }
 ERROR_CODES: Final = frozenset(STATUS)

@@ -22,7 +22,15 @@ import torch
 
 from kernels.dispatch import KernelsName
 from model.checkpoint import CheckpointError
-from model.device import DtypeName, NumericsName, choose_device, choose_dtype, choose_numerics
+from model.device import (
+    DtypeName,
+    MemoryName,
+    NumericsName,
+    choose_device,
+    choose_dtype,
+    choose_memory,
+    choose_numerics,
+)
 from model.pipeline import Pipeline
 from model.progress import loading_bar
 from model.quantization import QuantizeName
@@ -93,6 +101,7 @@ def _load(start: Start) -> Pipeline:
             numerics=choose_numerics(cast(NumericsName, start.numerics), device),
             kernels=cast(KernelsName, start.kernels),
             quantize=cast(QuantizeName, start.quantize),
+            memory=choose_memory(cast(MemoryName, start.memory), device),
             conditioning_cache_bytes=start.conditioning_cache_bytes,
             allow_pickle=start.allow_pickle,
             progress=progress,

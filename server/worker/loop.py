@@ -15,10 +15,11 @@ import structlog
 import torch
 
 from model.conditioning import Prompt
-from model.pipeline import Pipeline, Pixels, Sample
+from model.pipeline import Pipeline, Pixels
+from model.sampling import Sample
 from server import __version__
 from server.batcher import Batcher, Entry, Step, StepKind
-from server.errors import Cancelled, DeadlineExceeded, GenerationFailed
+from server.errors import Cancelled, DeadlineExceeded, GenerationFailed, OutOfMemory
 from server.generation import Image, ImageRequest, Timings, content_type
 from server.protocol import CacheReport, Cancel, Done, Failed, Start, Stepped, Stop, Submit, ToFront, ToWorker
 from server.worker.encode import Provenance, encode_image
@@ -39,6 +40,7 @@ class Work:
     entry: Entry
     sample: Sample | None = None
     pixels: Pixels | None = None
+    failure: GenerationFailed | None = None
     text_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -67,7 +69,7 @@ class Loop:
                     continue
                 failed = self._run_step(step)
                 for entry in batcher.complete(step, failed=failed):
-                    self._leave(self._works.pop(entry.id), failed=entry.id in failed, encoders=encoders)
+                    self._leave(self._works.pop(entry.id), encoders)
 
     def _receive(self, batcher: Batcher) -> bool:
         """Take in all messages that wait, and at least one when nothing is in hand; False means stop."""
@@ -117,24 +119,41 @@ class Loop:
             self._report_cache()
         return failed
 
-    def _attempt(self, kind: StepKind, works: Sequence[Work]) -> set[str]:
-        """Run a step for all; if that raises, for each alone, so that only what is at fault fails.
+    def _attempt(self, kind: StepKind, works: Sequence[Work], *, again: bool = True) -> set[str]:
+        """Run a step for all; if that raises, for each half alone, so that only what is at fault fails.
 
-        A pipeline stage either completes for all or changes nothing, so nothing is run twice. Raises
-        `torch.AcceleratorError`: after one every further call fails too, and only a new process helps.
+        Out of memory, the pipeline first frees what it keeps only to save work; halves then need less, and a
+        picture alone is tried once more (`again`). A pipeline stage either completes for all or changes
+        nothing, so nothing is run twice. Returns the ids of the pictures that failed; their works say why.
+
+        Raises `torch.AcceleratorError`: after one every further call fails too, and only a new process helps.
         """
         ids = [work.request.id for work in works]
+        fits = True
         try:
             self._stage(kind, works)
             return set()
         except torch.AcceleratorError:
             raise
+        except torch.OutOfMemoryError:
+            log.warning("out_of_memory", kind=kind.value, images=ids)
+            fits = False
         except Exception:  # whatever the model raises belongs to the pictures of this step
             log.exception("step_failed", kind=kind.value, images=ids)
         # Here the exception is gone, and with its frames the tensors of the step that ran out of memory.
-        if len(works) == 1:
-            return set(ids)
-        return set().union(*(self._attempt(kind, [work]) for work in works))
+        if not fits:
+            self.pipeline.free()
+        if len(works) > 1:
+            middle = len(works) // 2
+            return self._attempt(kind, works[:middle]) | self._attempt(kind, works[middle:])
+        if not fits and again:
+            return self._attempt(kind, works, again=False)
+        (work,) = works
+        work.failure = GenerationFailed("the model could not make this picture")
+        if not fits:
+            size = f"{work.request.width}x{work.request.height}"
+            work.failure = OutOfMemory(f"the device has too little memory for a picture of {size}")
+        return {work.request.id}
 
     def _stage(self, kind: StepKind, works: Sequence[Work]) -> None:
         match kind:
@@ -171,11 +190,10 @@ class Loop:
             texts.append(request.negative_prompt)
         return [Prompt(text, request.max_sequence_length) for text in texts]
 
-    def _leave(self, work: Work, *, failed: bool, encoders: ThreadPoolExecutor) -> None:
+    def _leave(self, work: Work, encoders: ThreadPoolExecutor) -> None:
         """Answer a picture that left the plan, a finished one from an encoder thread."""
-        if failed:
-            message = "the model could not make this picture"
-            self.send(Failed(id=work.request.id, code=GenerationFailed.code, message=message))
+        if work.failure is not None:
+            self.send(Failed(id=work.request.id, code=work.failure.code, message=work.failure.message))
         elif work.pixels is None:
             message = "the deadline of the request passed before its picture was finished"
             self.send(Failed(id=work.request.id, code=DeadlineExceeded.code, message=message))

@@ -51,3 +51,13 @@ def test_putting_a_prompt_again_counts_its_bytes_once() -> None:
     cache.put(Prompt("a cat", 64), conditioning(3))
     cache.put(Prompt("a cat", 64), conditioning(7))
     assert cache.size_bytes == 128
+
+
+def test_freed_memory_is_forgotten_and_the_counts_go_on() -> None:
+    cache = ConditioningCache(10_000)
+    cache.put(Prompt("a", 16), conditioning(100))
+    cache.get(Prompt("a", 16))
+    cache.free()
+    assert cache.size_bytes == 0
+    assert cache.get(Prompt("a", 16)) is None
+    assert (cache.hits, cache.misses) == (1, 1)

@@ -10,7 +10,8 @@ from torch import Tensor
 from kernels.rows import Owners
 from model.conditioning import Prompt
 from model.layout import Numerics
-from model.pipeline import Pipeline, Sample
+from model.pipeline import Pipeline
+from model.sampling import Sample
 from tests.model.conftest import Oracle
 
 TEXTS = ("a red circle", "two green stars above a tree", "")

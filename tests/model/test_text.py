@@ -43,7 +43,8 @@ def test_t5_agrees_with_transformers(oracle: Oracle, ops: Ops, dtype: torch.dtyp
         calls.append(tuple(x.shape))
         return ops.rms_norm(x, scale)
 
-    actual = T5(model, tokenizer, replace(ops, rms_norm=noted)).encode(TEXTS, length=LENGTH)
+    t5 = T5(model, tokenizer, replace(ops, rms_norm=noted), device=DEVICE)
+    actual = t5.encode(TEXTS, length=LENGTH)
     norms = 2 * model.config.num_layers + 1
     assert calls == [(len(TEXTS) * LENGTH, model.config.d_model)] * norms
     assert actual.dtype == dtype
@@ -58,5 +59,5 @@ def test_another_epsilon_keeps_transformers_norms(oracle: Oracle) -> None:
     other = T5EncoderModel(config).eval().to(DEVICE)
     expected = encoded(other, tokenizer)
     with torch.inference_mode():
-        actual = T5(other, tokenizer, reference_ops()).encode(TEXTS, length=LENGTH)
+        actual = T5(other, tokenizer, reference_ops(), device=DEVICE).encode(TEXTS, length=LENGTH)
     assert torch.equal(actual, expected)

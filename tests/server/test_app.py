@@ -34,9 +34,11 @@ def test_one_worker_per_device_shares_the_threads(
 
 
 def test_workers_are_told_in_their_own_units() -> None:
-    (start,) = worker_starts(Settings(conditioning_cache_mb=3, allow_pickle=True, max_steps=5), cores=1)
+    settings = Settings(conditioning_cache_mb=3, allow_pickle=True, max_steps=5, memory="low")
+    (start,) = worker_starts(settings, cores=1)
     assert start.conditioning_cache_bytes == 3 << 20
     assert (start.allow_pickle, start.verify_weights, start.max_steps) == (True, "auto", 5)
+    assert start.memory == "low"
     assert start.model.startswith("/")
 
 

@@ -39,6 +39,7 @@ def start(model: str = "fake", device: str = "cpu") -> Start:
         numerics="auto",
         kernels="auto",
         quantize="none",
+        memory="full",
         threads=1,
         max_steps=0,
         max_step_tokens=8192,

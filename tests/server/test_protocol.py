@@ -41,8 +41,8 @@ MODEL = ModelInfo(
 IMAGE = Image(data=b"\0\xff", content_type="image/png", width=1, height=2, seed=3, timings=Timings())
 TO_WORKER: list[ToWorker] = [
     Start(
-        model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none", threads=1,
-        max_steps=0, max_step_tokens=1,
+        model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none",
+        memory="full", threads=1, max_steps=0, max_step_tokens=1,
         conditioning_cache_bytes=1, verify_weights="auto", allow_pickle=False, log_format="text",
         log_level="info",
     ),

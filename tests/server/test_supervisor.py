@@ -13,8 +13,8 @@ from server.protocol import Ready, Start, Stepped, ToFront, frame
 from server.supervisor import MAX_DELAY_S, State, Supervisor
 
 START = Start(
-    model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none", threads=1,
-    max_steps=0, max_step_tokens=1,
+    model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none",
+    memory="full", threads=1, max_steps=0, max_step_tokens=1,
     conditioning_cache_bytes=1, verify_weights="auto", allow_pickle=False,
     log_format="text", log_level="info",
 )  # fmt: skip

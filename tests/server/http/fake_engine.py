@@ -22,6 +22,7 @@ from server.errors import (
     DeadlineExceeded,
     GenerationFailed,
     NotReady,
+    OutOfMemory,
     Overloaded,
     ServerError,
     WorkerLost,
@@ -51,6 +52,7 @@ FAILURES: dict[str, Exception] = {
     "worker_lost": WorkerLost("died twice", retry_after_s=1),
     "deadline_exceeded": DeadlineExceeded("not finished in time"),
     "generation_failed": GenerationFailed("the picture holds NaN"),
+    "out_of_memory": OutOfMemory("the device has too little memory for a picture of 256x256"),
     "internal_error": ServerError("something"),
     "fault": RuntimeError("secret of /home/host"),
 }

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from server.errors import ServerError
+from server.errors import DeadlineExceeded, GenerationFailed, OutOfMemory, ServerError, from_code
 from server.http.errors import STATUS
 from tests.server.http.fake_engine import FAILURES, FakeEngine, serving, wait_until
 
@@ -25,6 +25,12 @@ def test_the_table_has_every_error_and_nothing_else() -> None:
     assert len({kind.code for kind in kinds()}) == len(list(kinds())), "two errors share a code"
 
 
+def test_what_a_worker_reports_is_the_same_error_again() -> None:
+    for kind in (GenerationFailed, OutOfMemory, DeadlineExceeded):
+        assert type(from_code(kind.code, "why")) is kind
+    assert type(from_code("of a newer worker", "why")) is GenerationFailed
+
+
 @pytest.mark.parametrize("path", ["/v1/generate", "/v1/images/generations"])
 @pytest.mark.parametrize(
     ("name", "status", "kind", "retry_after"),
@@ -34,6 +40,7 @@ def test_the_table_has_every_error_and_nothing_else() -> None:
         ("worker_lost", 503, "server_error", 1),
         ("deadline_exceeded", 504, "server_error", None),
         ("generation_failed", 500, "server_error", None),
+        ("out_of_memory", 500, "server_error", None),
         ("internal_error", 500, "server_error", None),
     ],
 )

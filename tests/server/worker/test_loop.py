@@ -2,18 +2,21 @@
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from model.conditioning import Conditioning, ConditioningCache, Prompt
-from model.pipeline import Pipeline, PipelineInfo, Pixels
-from server.generation import GenerationRequest
+from model.generate import EMBEDDED_MODEL
+from model.layout import Numerics
+from model.pipeline import Pipeline, PipelineInfo, Pixels, Sample
+from server.generation import GenerationRequest, ImageRequest
 from server.protocol import Cancel, Done, Failed, Stepped, Stop, Submit, ToFront
 from server.worker.loop import Inbox, Loop
 
@@ -53,6 +56,9 @@ class FakePipeline:
         return guidance_scale > 1
 
     def synchronize(self) -> None:
+        pass
+
+    def free(self) -> None:
         pass
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
@@ -197,7 +203,7 @@ class Activations:
     """Stands for the tensors of a step: large, and gone when nobody refers to them."""
 
 
-def test_a_step_that_runs_out_of_memory_is_freed_before_its_pictures_run_alone() -> None:
+def test_a_step_that_runs_out_of_memory_is_freed_before_fewer_pictures_run() -> None:
     left: list[weakref.ref[Activations]] = []
 
     class SmallDevice(FakePipeline):
@@ -209,8 +215,90 @@ def test_a_step_that_runs_out_of_memory_is_freed_before_its_pictures_run_alone()
                 raise torch.OutOfMemoryError("too many at once")
             super().denoise_step(samples)
 
-    sent = run_through(SmallDevice(), requests=3)
+    sent = run_through(SmallDevice(), images(3))
     assert [type(message) for message in sent if isinstance(message, Done | Failed)] == [Done] * 3
+
+
+class Watched(Pipeline):
+    """The real model, which notes its steps and first does what a test wants."""
+
+    calls: list[int | str]
+    before: "Callable[[Watched, Sequence[Sample]], None]"
+
+    def denoise_step(self, samples: Sequence[Sample]) -> None:
+        self.calls.append(len(samples))
+        self.before(self, samples)
+        super().denoise_step(samples)
+
+    def free(self) -> None:
+        self.calls.append("free")
+        super().free()
+
+
+def watched(before: Callable[[Watched, Sequence[Sample]], None]) -> Watched:
+    cpu = torch.device("cpu")
+    pipeline = Watched.load(EMBEDDED_MODEL, device=cpu, dtype=torch.float32, numerics=Numerics.EXACT)
+    pipeline.calls, pipeline.before = [], before
+    return pipeline
+
+
+def pictures(sent: Sequence[ToFront]) -> dict[str, bytes]:
+    return {message.id: message.image.data for message in sent if isinstance(message, Done)}
+
+
+def test_a_step_is_halved_until_it_fits_and_the_pictures_stay_the_same() -> None:
+    def at_most_two(pipeline: Watched, samples: Sequence[Sample]) -> None:
+        if len(samples) > 2:
+            raise torch.OutOfMemoryError("told to")
+
+    requests = images(5, steps=1, width=256, height=256)
+    small, large = watched(at_most_two), watched(lambda pipeline, samples: None)
+    made = pictures(run_through(small, requests))
+    assert small.calls == [5, "free", 2, 3, "free", 1, 2]
+    assert made == pictures(run_through(large, requests))
+    assert large.calls == [5]
+
+
+def test_a_picture_that_does_not_fit_alone_fails_after_another_try_and_says_so() -> None:
+    def not_of_two_steps(pipeline: Watched, samples: Sequence[Sample]) -> None:
+        if any(len(sample.sigmas) == 3 for sample in samples):
+            raise torch.OutOfMemoryError("told to")
+
+    *good, bad = images(3, steps=1, width=256, height=272)
+    pipeline = watched(not_of_two_steps)
+    sent = run_through(pipeline, [*good, msgspec.structs.replace(bad, steps=2)])
+    assert pipeline.calls == [3, "free", 1, 2, "free", 1, 1, "free", 1, "free"]
+    assert set(pictures(sent)) == {"0", "1"}
+    (failed,) = (message for message in sent if isinstance(message, Failed))
+    assert (failed.id, failed.code) == ("2", "out_of_memory")
+    assert failed.message == "the device has too little memory for a picture of 256x272"
+
+
+def test_memory_that_is_free_after_all_is_enough() -> None:
+    def before_it_was_freed(pipeline: Watched, samples: Sequence[Sample]) -> None:
+        if "free" not in pipeline.calls:
+            raise torch.OutOfMemoryError("told to")
+
+    pipeline = watched(before_it_was_freed)
+    assert len(pictures(run_through(pipeline, images(1, steps=1, width=256, height=256)))) == 1
+    assert pipeline.calls == [1, "free", 1]
+
+
+@pytest.mark.parametrize("bad", range(8))
+def test_one_bad_picture_among_n_costs_two_runs_for_each_halving(bad: int) -> None:
+    runs: list[int] = []
+
+    class Strict(FakePipeline):
+        def denoise_step(self, samples: Sequence[FakeSample]) -> None:
+            runs.append(len(samples))
+            if any(sample.seed == bad for sample in samples):
+                raise RuntimeError("told to")
+            super().denoise_step(samples)
+
+    sent = run_through(Strict(), images(8, steps=1))
+    assert len(runs) == 1 + 2 * 3
+    assert sorted(runs) == [1, 1, 2, 2, 4, 4, 8]
+    assert {message.id for message in sent if isinstance(message, Failed)} == {str(bad)}
 
 
 def test_a_broken_device_ends_the_worker_and_fails_nobody() -> None:
@@ -220,24 +308,32 @@ def test_a_broken_device_ends_the_worker_and_fails_nobody() -> None:
 
     sent: list[ToFront] = []
     with pytest.raises(torch.AcceleratorError):
-        run_through(BrokenDevice(), requests=2, sent=sent)
+        run_through(BrokenDevice(), images(2), sent)
     assert not any(isinstance(message, Failed) for message in sent)
 
 
-def run_through(pipeline: FakePipeline, *, requests: int, sent: list[ToFront] | None = None) -> list[ToFront]:
+def images(count: int, **changes: Any) -> list[ImageRequest]:
+    """Requests with the ids and seeds 0, 1, 2..."""
+    fields = {"prompt": "a", "width": 16, "height": 16, "steps": 2, "max_sequence_length": 16} | changes
+    (first,) = GenerationRequest(id="0", seed=0, **fields).images()
+    return [msgspec.structs.replace(first, id=str(number), seed=number) for number in range(count)]
+
+
+def run_through(
+    pipeline: FakePipeline | Pipeline, requests: Sequence[ImageRequest], sent: list[ToFront] | None = None
+) -> list[ToFront]:
     """Run the loop in this thread until it has answered all of its requests; return what it sent."""
     sent = [] if sent is None else sent
     inbox = Inbox()
-    pipeline.gate.set()
+    if isinstance(pipeline, FakePipeline):
+        pipeline.gate.set()
 
     def send(message: ToFront) -> None:
         sent.append(message)
-        if sum(isinstance(each, Done | Failed) for each in sent) == requests:
+        if sum(isinstance(each, Done | Failed) for each in sent) == len(requests):
             inbox.put(Stop())
 
-    for number in range(requests):
-        fields = {"width": 16, "height": 16, "steps": 2, "seed": number, "max_sequence_length": 16}
-        (image,) = GenerationRequest(id=str(number), prompt="a", **fields).images()  # type: ignore[arg-type]
-        inbox.put(Submit(image=image))
+    for request in requests:
+        inbox.put(Submit(image=request))
     Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, max_step_tokens=8192).run()
     return sent
