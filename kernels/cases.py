@@ -97,6 +97,7 @@ def cases(
         yield from _quantized(world)
     yield from _projected(world)
     yield from _products(world)
+    yield _added(world)
     yield from _ends(world)
     yield from _group_norms(world)
 
@@ -272,6 +273,28 @@ def _products(world: _World) -> Iterator[Case]:
             bytes_moved=(rows * depth + depth * columns + rows * columns) * x.element_size(),
             flops=2 * rows * depth * columns,
         )
+
+
+def _added(world: _World) -> Case:
+    rows, width, owners = world.rows, world.dimensions.width, world.owners
+    x, hidden = world.random(rows, width), world.random(rows, 5 * width)
+    weight, bias = (5 * width) ** -0.5 * world.random(width, 5 * width), world.random(width)
+    gate = 0.1 * world.random(len(owners.spans), width)
+
+    def added(op: Operation) -> Tensor:
+        summed = x.clone()
+        op(summed, gate, owners.by_row, hidden, weight, bias, (rows,))
+        return summed
+
+    shut = torch.zeros_like(gate)  # so that x stays what it is however often this runs
+    return world.case(
+        "linear_residual",
+        added,
+        timed=lambda op: op(x, shut, owners.by_row, hidden, weight, bias, (rows,)),
+        shape=f"{world.shape}, {5 * width} to {width}",
+        bytes_moved=2 * x.nbytes + hidden.nbytes + weight.nbytes,
+        flops=2 * rows * 5 * width * width,
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor, op: Operation) -> Tensor:

@@ -135,6 +135,10 @@ def _calls(dtype: torch.dtype, *, has_one_loop: bool) -> Iterator[tuple[str, Cal
     yield f"gelu_tanh {name}", lambda: activation.gelu_tanh(up, (rows,))
     yield f"linear {name}", lambda: matmul.linear(x, weight, bias, (rows,))
     yield f"linear_gelu {name}", lambda: matmul.linear_gelu(x, weight, bias, (rows,))
+    yield (
+        f"linear_residual {name}",
+        lambda: matmul.linear_residual(x, vectors, owners.by_row, x, weight[:width], bias[:width], (rows,)),
+    )
     for heads, head_dim in ((24, 128), (6, 64), (6, 32)):
         yield (
             f"attention {head_dim} {name}",

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from kernels.arguments import check_columns, check_rows
 from kernels.float8 import FLOAT8, Quantized, Rows
-from kernels.reference import NORM_EPS
+from kernels.reference import FLOAT16_MAX, NORM_EPS
 from kernels.rounding import rounded, scale_of
 from kernels.rows import Owners
 
-FLOAT16_MAX = 65504.0
 _ELEMENTS = 4096  # of a program's tile: one row of width 3072, several narrow ones
 
 

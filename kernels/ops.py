@@ -17,12 +17,14 @@ Attention = Callable[[Tensor, Tensor, Tensor, Sequences, Tensor | None], Tensor]
 Linear = Callable[[Tensor, Tensor, Tensor, Sequence[int], Tensor | None], Tensor]
 
 QuantizedLinear = Callable[[Quantized, Quantized, Tensor, Sequence[int], Tensor | None], Tensor]
+LinearResidual = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Sequence[int]], None]
 QkNormRope = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 GeluTanh = Callable[[Tensor, Sequence[int], Tensor | None], Tensor]
 
 _TRITON = {
     "linear": "matmul",
     "linear_gelu": "matmul",
+    "linear_residual": "matmul",
     "gelu_tanh": "activation",
     "quantize": "activation",
     "quantized_gelu": "activation",
@@ -66,10 +68,14 @@ class GatedResidualNorm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """One implementation of every operation of a step; kernels/reference.py says what each one does."""
+    """One implementation of every operation of a step; kernels/reference.py says what each one does.
+
+    `linear_residual` is there where products are ours: elsewhere the norm that follows makes the sum.
+    """
 
     linear: Linear
     linear_gelu: Linear
+    linear_residual: LinearResidual | None
     gelu_tanh: GeluTanh
     quantize: Callable[[Tensor], Quantized]
     quantized_gelu: Callable[[Tensor, Sequence[int], Tensor | None], Quantized]
@@ -85,7 +91,8 @@ class Ops:
 
 
 def reference_ops() -> Ops:
-    return Ops(**{name: getattr(reference, name) for name in _TRITON})
+    every = Ops(**{name: getattr(reference, name) for name in _TRITON})
+    return replace(every, linear_residual=None)
 
 
 def triton_ops() -> Ops:
@@ -99,7 +106,7 @@ def triton_ops() -> Ops:
 def with_vendor_products(ops: Ops) -> Ops:
     """Return `ops` with the vendor's matrix products, for where rows may see each other."""
     with_gelu = partial(then_gelu, reference.linear, ops.gelu_tanh)
-    return replace(ops, linear=reference.linear, linear_gelu=with_gelu)
+    return replace(ops, linear=reference.linear, linear_gelu=with_gelu, linear_residual=None)
 
 
 def then_gelu(

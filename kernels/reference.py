@@ -16,6 +16,7 @@ from kernels.float8 import FLOAT8, Quantized, Rows
 from kernels.rows import Owners, Sequences
 
 NORM_EPS = 1e-6
+FLOAT16_MAX = 65504.0
 
 
 def split_rows(x: Tensor, lengths: Sequence[int]) -> tuple[Tensor, ...]:
@@ -46,6 +47,28 @@ def linear_gelu(
 ) -> Tensor:
     """Return `gelu_tanh(linear(x))`; arguments as `linear`."""
     return gelu_tanh(linear(x, weight, bias, products), products, out)
+
+
+def linear_residual(
+    x: Tensor,
+    gate: Tensor,
+    owner: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    products: Sequence[int],
+) -> None:
+    """Add `gate * linear(rows)` to `x` in place, every row with its owner's gate.
+
+    Args:
+        x: [rows, out].
+        gate: [owners, out].
+        owner: [rows], int32, whose each row is.
+        rows, weight, bias, products: as `linear`'s.
+    """
+    x.add_(linear(rows, weight, bias, products) * gate[owner])
+    if x.dtype == torch.float16:
+        x.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
 
 
 def gelu_tanh(x: Tensor, products: Sequence[int], out: Tensor | None = None) -> Tensor:
@@ -140,7 +163,7 @@ def gated_residual_norm(
     for span, own_gate in zip(owners.spans, gate, strict=True):
         span.of(x).add_(span.of(y) * own_gate)
     if x.dtype == torch.float16:
-        x.clamp_(-65504, 65504)
+        x.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
     return modulated_norm(x, shift, scale, owners, quantized=quantized)
 
 

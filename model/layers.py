@@ -6,6 +6,7 @@ Parameter names are those of the original checkpoint, so that layout needs no ma
 black-forest-labs/flux, src/flux/modules/layers.py.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,9 @@ class NextNorm(NamedTuple):
         return cls(shift, scale, quantized)
 
 
+Projections = Sequence[tuple[Linear, Stream]]  # each stream with its layer; together they have all rows
+
+
 class OnRows(nn.Module):
     """A module that runs on rows, by the operations it was built with."""
 
@@ -51,29 +55,43 @@ class OnRows(nn.Module):
         assert isinstance(x, Tensor), "rows are quantised for layers that take them so"
         return self.ops.linear(x, weight_of(layer, x.dtype), layer.bias, stream.products, out)
 
-    def linear_by_stream(self, txt_layer: Linear, img_layer: Linear, x: Rows, layout: Layout) -> Tensor:
+    def project(self, projections: Projections, x: Rows) -> Tensor:
         """Apply its own layer to the rows of each stream, into one tensor."""
-        out = img_layer.bias.new_empty(len(x), img_layer.out_features)
-        for layer, stream in ((txt_layer, layout.txt), (img_layer, layout.img)):
+        layer, _ = projections[0]
+        out = layer.bias.new_empty(len(x), layer.out_features)
+        for layer, stream in projections:
             self.linear(layer, stream.span.of(x), stream, stream.span.of(out))
         return out
 
-    def linear_gelu_by_stream(self, txt_layer: Linear, img_layer: Linear, x: Rows, layout: Layout) -> Rows:
+    def project_gelu(self, projections: Projections, x: Rows, layout: Layout) -> Rows:
         """Apply its own layer and a GELU to the rows of each stream; quantised if the input is."""
         if isinstance(x, Quantized):
-            hidden = self.linear_by_stream(txt_layer, img_layer, x, layout)
-            return self.ops.quantized_gelu(hidden, layout.joint.products, None)
-        out = x.new_empty(len(x), img_layer.out_features)
-        for layer, stream in ((txt_layer, layout.txt), (img_layer, layout.img)):
+            return self.ops.quantized_gelu(self.project(projections, x), layout.joint.products, None)
+        layer, _ = projections[0]
+        out = x.new_empty(len(x), layer.out_features)
+        for layer, stream in projections:
             rows, slot = stream.span.of(x), stream.span.of(out)
             self.ops.linear_gelu(rows, weight_of(layer, x.dtype), layer.bias, stream.products, slot)
         return out
 
-    def add_and_norm(self, x: Tensor, gate: Tensor, update: Tensor, norm: NextNorm, layout: Layout) -> Rows:
-        """Add `gate * update` to the rows `x` in place, and return them normed for what follows."""
+    def project_add_norm(
+        self, x: Tensor, gate: Tensor, projections: Projections, rows: Rows, norm: NextNorm, layout: Layout
+    ) -> Rows:
+        """Add the gated projection of `rows` to `x` in place, and return `x` normed for what follows.
+
+        The sum is made with the norm, or, where products are ours, with the product.
+        """
         shift, scale, quantized = norm
-        add = self.ops.gated_residual_norm
-        return add(x, gate, update, shift, scale, layout.owners, quantized=quantized)
+        add_product = self.ops.linear_residual
+        if add_product is None or any(isinstance(layer, QuantizedLinear) for layer, _ in projections):
+            update, add = self.project(projections, rows), self.ops.gated_residual_norm
+            return add(x, gate, update, shift, scale, layout.owners, quantized=quantized)
+        assert isinstance(rows, Tensor), "rows are quantised for layers that take them so"
+        for layer, stream in projections:
+            span, weight = stream.span, weight_of(layer, rows.dtype)
+            owner = span.of(layout.owners.by_row)
+            add_product(span.of(x), gate, owner, span.of(rows), weight, layer.bias, stream.products)
+        return self.ops.modulated_norm(x, shift, scale, layout.owners, quantized=quantized)
 
     def norm_and_turn(self, norm: "QKNorm", qkv: Tensor, stream: Stream) -> None:
         """Norm and rotate q and k in the rows of `stream` [rows, 3 * width], in place."""
@@ -194,18 +212,20 @@ class DoubleStreamBlock(OnRows):
         """
         _, _, gate, shift, scale, mlp_gate = vectors(mod, x.shape[1])
 
-        qkv = self.linear_by_stream(self.txt_attn.qkv, self.img_attn.qkv, normed, layout)
-        for attn, stream in ((self.txt_attn, layout.txt), (self.img_attn, layout.img)):
+        txt, img = layout.txt, layout.img
+
+        qkv = self.project(((self.txt_attn.qkv, txt), (self.img_attn.qkv, img)), normed)
+        for attn, stream in ((self.txt_attn, txt), (self.img_attn, img)):
             self.norm_and_turn(attn.norm, stream.span.of(qkv), stream)
         attended = self.ops.attention(*self.img_attn.norm.heads(qkv), layout.sequences, None)
-        update = self.linear_by_stream(self.txt_attn.proj, self.img_attn.proj, attended, layout)
+        out = ((self.txt_attn.proj, txt), (self.img_attn.proj, img))
         own_norm = NextNorm(shift, scale, self.takes_quantized)
-        normed = self.add_and_norm(x, gate, update, own_norm, layout)
+        normed = self.project_add_norm(x, gate, out, attended, own_norm, layout)
 
         (txt_up, txt_down), (img_up, img_down) = self.txt_mlp.linears(), self.img_mlp.linears()
-        hidden = self.linear_gelu_by_stream(txt_up, img_up, normed, layout)
-        update = self.linear_by_stream(txt_down, img_down, hidden, layout)
-        return self.add_and_norm(x, mlp_gate, update, following, layout)
+        hidden = self.project_gelu(((txt_up, txt), (img_up, img)), normed, layout)
+        down = ((txt_down, txt), (img_down, img))
+        return self.project_add_norm(x, mlp_gate, down, hidden, following, layout)
 
 
 class SingleStreamBlock(OnRows):
@@ -235,8 +255,8 @@ class SingleStreamBlock(OnRows):
         qkv, hidden = projected.tensor_split([3 * self.width], dim=1)
         self.norm_and_turn(self.norm, qkv, layout.joint)
         both = self._attention_beside_mlp(qkv, hidden, layout)
-        update = self.linear(self.linear2, both, layout.joint)
-        return self.add_and_norm(x, gate, update, following, layout)
+        out = ((self.linear2, layout.joint),)
+        return self.project_add_norm(x, gate, out, both, following, layout)
 
     def _attention_beside_mlp(self, qkv: Tensor, hidden: Tensor, layout: Layout) -> Rows:
         """Return the rows that `linear2` reads, [rows, width + mlp width], attention first."""

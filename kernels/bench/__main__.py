@@ -134,7 +134,8 @@ def bench(
     for case in every:
         expected = case.result(case.reference)
         floor_s = roof.floor_s(case)
-        named = {"ours": getattr(ops, case.op), "torch": case.reference, **rivals.get(case.op, {})}
+        ours = getattr(ops, case.op) or case.reference
+        named = {"ours": ours, "torch": case.reference, **rivals.get(case.op, {})}
         if compiler is not None and not case.flops:  # elsewhere the rivals are the libraries'
             named["torch.compile"] = compiler(case.reference)
         for name, operation in named.items():

@@ -58,6 +58,7 @@ def test_every_operation_is_timed_beside_a_rival() -> None:
         "attention",
         "linear",
         "linear_gelu",
+        "linear_residual",
         "to_pixels",
         "euler_step",
         "group_norm_silu",

@@ -13,6 +13,8 @@ from tests.kernels.worlds import (
     assert_untouched_around,
     columns_of,
     dtypes,
+    owners,
+    per_row,
     poisoned,
     random,
     scales,
@@ -39,6 +41,25 @@ def test_linear_gelu_is_both_in_a_row(dtype: torch.dtype) -> None:
     between = matmul.linear(x, weight, bias, (4, 5))
     exact = exact_gelu(between)
     assert_near(matmul.linear_gelu(x, weight, bias, (4, 5)), exact, terms=4)
+
+
+@dtypes
+def test_linear_residual_adds_every_row_with_its_gate(dtype: torch.dtype) -> None:
+    x, rows = (columns_of(random(70, width, seed=width, dtype=dtype)) for width in (50, 40))
+    weight, bias = random(50, 40, seed=1, dtype=dtype), random(50, seed=2, dtype=dtype)
+    gate, layout = columns_of(random(3, 50, seed=3, dtype=dtype)), owners(5, 1, 64)
+    between = matmul.linear(rows, weight, bias, (70,))
+    exact = x.double() + per_row(gate, layout).double() * between.double()
+    matmul.linear_residual(x, gate, layout.by_row, rows, weight, bias, (6, 64))
+    assert_near(x, exact, terms=2)
+    assert_untouched_around(x)
+
+
+def test_linear_residual_in_float16_stays_finite() -> None:
+    x = torch.full((2, 4), 60000.0, dtype=torch.float16, device=DEVICE)
+    ones, bias = torch.ones(4, 4, dtype=torch.float16, device=DEVICE), torch.zeros_like(x[0])
+    matmul.linear_residual(x, ones[:1], owners(2).by_row, 10000 * ones[:2], ones, bias, (2,))
+    assert x.tolist() == [[65504.0] * 4] * 2
 
 
 @dtypes
@@ -72,3 +93,11 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             matmul.linear(*arguments)
+    update, gate, owner = random(4, 6, seed=3), random(2, 6, seed=4), owners(1, 3).by_row
+    for arguments, message in (
+        ((update, gate[:, :5], owner), r"gate: shape \[2, 5\].*allowed: shape \[2, 6\]"),
+        ((update, gate, owner[1:]), r"owner: shape \[3\].*allowed: int32 \[4\]"),
+        ((update[1:], gate, owner), r"x: shape \[3, 6\].*the layout has 4 rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            matmul.linear_residual(*arguments, x, weight, bias, (4,))
