@@ -33,6 +33,7 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         max_backlog_s=settings.max_backlog_s,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
+        image_cache_bytes=settings.image_cache_mb << 20,
     )
     return assemble(engine, metrics), engine
 

@@ -29,6 +29,7 @@ from server.errors import (
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo, Timings
 from server.http.connection import Connection
 from server.metrics import Metrics
+from server.reuse import Reuse
 
 MODEL = ModelInfo(
     name="fake",
@@ -59,12 +60,18 @@ TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, 
 
 @dataclass
 class FakeEngine:
-    """Answers at once; `requests` and `cancelled` are what it was asked for, in order."""
+    """Answers at once; `requests`, `reuses` and `cancelled` are what it was asked for, in order.
+
+    A picture that is finished or being made is the real engine's affair; here `found` says of how many
+    pictures of an answer that is so.
+    """
 
     model_info: ModelInfo | None = MODEL
     ready: bool = True
     auto_steps: int = 3
+    found: tuple[int, int] = (0, 0)
     requests: list[GenerationRequest] = field(default_factory=list)
+    reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
 
     @property
@@ -78,8 +85,9 @@ class FakeEngine:
     def steps_for_auto(self) -> int:
         return self.auto_steps
 
-    async def submit(self, request: GenerationRequest) -> GenerationResult:
+    async def submit(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
         self.requests.append(request)
+        self.reuses.append(reuse)
         if error := FAILURES.get(request.prompt):
             raise error
         if request.prompt == "wait":
@@ -87,9 +95,16 @@ class FakeEngine:
                 await asyncio.Event().wait()
             finally:
                 self.cancelled.append(request)
-        images = [picture(image) for image in request.images()]
+        cached, joined = self.found
         return GenerationResult(
-            id=request.id, model=self.model.name, steps=request.steps, images=images, timings=TIMINGS
+            id=request.id,
+            model=self.model.name,
+            steps=request.steps,
+            images=[picture(image) for image in request.images()],
+            timings=TIMINGS,
+            created=int(time.time()),
+            cached=cached,
+            joined=joined,
         )
 
     def last(self) -> GenerationRequest:

@@ -70,7 +70,6 @@ def test_metrics_count_requests_by_route_and_outcome() -> None:
     assert answer.headers["content-type"].startswith("text/plain")
     assert 'flux_requests_total{outcome="ok",route="/v1/generate"} 2.0' in answer.text
     assert 'flux_requests_total{outcome="overloaded",route="/v1/generate"} 1.0' in answer.text
-    assert "flux_images_total 4.0" in answer.text
     assert "flux_request_denoise_seconds_count 2.0" in answer.text
 
 

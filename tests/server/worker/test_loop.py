@@ -13,8 +13,8 @@ import torch
 
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.pipeline import Pipeline, PipelineInfo, Pixels
-from server.generation import GenerationRequest
-from server.protocol import Cancel, Done, Failed, Stepped, Stop, Submit, ToFront
+from server.generation import GenerationRequest, Priority
+from server.protocol import Cancel, Done, Failed, Revise, Stepped, Stop, Submit, ToFront, ToWorker
 from server.worker.loop import Inbox, Loop
 
 INFO = PipelineInfo(
@@ -88,9 +88,7 @@ class World:
     arrived: threading.Condition
 
     def submit(self, name: str, prompt: str = "a", **changes: Any) -> None:
-        fields = {"width": 16, "height": 16, "steps": 2, "seed": 7, "max_sequence_length": 16} | changes
-        (image,) = GenerationRequest(id=name, prompt=prompt, **fields).images()
-        self.inbox.put(Submit(image=image))
+        self.inbox.put(submitted(name, prompt=prompt, **changes))
 
     def answers(self, count: int) -> dict[str, Done | Failed]:
         """Wait for `count` answers and return them by request."""
@@ -184,6 +182,33 @@ def test_a_deadline_that_has_passed_is_answered() -> None:
         assert answer.code == "deadline_exceeded"
 
 
+@pytest.mark.parametrize(("first_s", "then_s", "kind"), [(0.0, None, Done), (None, 0.0, Failed)])
+def test_a_picture_has_the_deadline_that_was_told_last(
+    first_s: float | None, then_s: float | None, kind: type[ToFront]
+) -> None:
+    revised = Revise(id="a/0", priority=Priority.NORMAL, deadline_s=then_s)
+    sent = hear(FakePipeline(), [submitted("a", deadline_s=first_s), revised])
+    (answer,) = (message for message in sent if isinstance(message, Done | Failed))
+    assert type(answer) is kind
+
+
+def test_a_picture_that_becomes_urgent_overtakes() -> None:
+    class Watched(FakePipeline):
+        def denoise_step(self, samples: Sequence[FakeSample]) -> None:
+            order.extend(sample.seed for sample in samples)
+            super().denoise_step(samples)
+
+    order: list[int] = []
+    messages = [
+        submitted("first", seed=1, steps=3),
+        submitted("urgent", seed=2, width=32, steps=3, priority=Priority.LOW),
+        Revise(id="urgent/0", priority=Priority.HIGH, deadline_s=None),
+        Revise(id="unknown/0", priority=Priority.HIGH, deadline_s=0.0),
+    ]
+    hear(Watched(), messages)
+    assert order == [2, 2, 2, 1, 1, 1]
+
+
 def test_a_picture_that_cannot_be_encoded_is_answered() -> None:
     with running() as world:
         world.pipeline.info = replace(INFO, name="a\0b")  # no text chunk can hold this
@@ -226,18 +251,30 @@ def test_a_broken_device_ends_the_worker_and_fails_nobody() -> None:
 
 def run_through(pipeline: FakePipeline, *, requests: int, sent: list[ToFront] | None = None) -> list[ToFront]:
     """Run the loop in this thread until it has answered all of its requests; return what it sent."""
+    return hear(pipeline, [submitted(str(number), seed=number) for number in range(requests)], sent=sent)
+
+
+def submitted(name: str, **changes: Any) -> Submit:
+    fields = {"prompt": "a", "width": 16, "height": 16, "steps": 2, "seed": 7, "max_sequence_length": 16}
+    (image,) = GenerationRequest(id=name, **fields | changes).images()
+    return Submit(image=image)
+
+
+def hear(
+    pipeline: FakePipeline, messages: Sequence[ToWorker], *, sent: list[ToFront] | None = None
+) -> list[ToFront]:
+    """Run the loop in this thread on messages that are all there at the beginning, until all is answered."""
     sent = [] if sent is None else sent
     inbox = Inbox()
     pipeline.gate.set()
+    requests = sum(isinstance(message, Submit) for message in messages)
 
     def send(message: ToFront) -> None:
         sent.append(message)
         if sum(isinstance(each, Done | Failed) for each in sent) == requests:
             inbox.put(Stop())
 
-    for number in range(requests):
-        fields = {"width": 16, "height": 16, "steps": 2, "seed": number, "max_sequence_length": 16}
-        (image,) = GenerationRequest(id=str(number), prompt="a", **fields).images()  # type: ignore[arg-type]
-        inbox.put(Submit(image=image))
+    for message in messages:
+        inbox.put(message)
     Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, max_step_tokens=8192).run()
     return sent
