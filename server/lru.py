@@ -1,4 +1,4 @@
-"""What was used last, within a bound in bytes: the store behind finished pictures."""
+"""What was used last, within a bound in bytes: the store behind finished pictures and kept answers."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable

@@ -63,6 +63,9 @@ class Metrics:
         self._image_cache_bytes = Gauge(
             "flux_image_cache_bytes", "Bytes of finished pictures", registry=self.registry
         )
+        self._replays = Counter(
+            "flux_idempotent_replays", "Answers given again to an Idempotency-Key", registry=self.registry
+        )
         self._model = Gauge(
             "flux_model_info",
             "What is served; always 1",
@@ -95,6 +98,9 @@ class Metrics:
 
     def image_cache_bytes(self, size_bytes: int) -> None:
         self._image_cache_bytes.set(size_bytes)
+
+    def replayed(self) -> None:
+        self._replays.inc()
 
     def step(self, stepped: Stepped) -> None:
         self._step_seconds.labels(stepped.kind).observe(stepped.seconds)

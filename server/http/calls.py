@@ -11,15 +11,17 @@ from server.engine import Engine
 from server.generation import GenerationRequest, GenerationResult
 from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
+from server.http.idempotency import Once
 
 
 async def generate(
-    engine: Engine, http: Request, request: GenerationRequest, *, seeded: bool
+    engine: Engine, http: Request, request: GenerationRequest, *, seeded: bool, once: Once | None = None
 ) -> GenerationResult:
-    """Submit `request` and wait; raises what the engine raises or `ClientGone`.
+    """Submit `request` and wait; raises what the engine raises, `ClientGone`, or what `once` raises.
 
-    `seeded` when the client chose the seed: only then may its pictures be those of other requests. The body
-    of `http` has been read, so that the next thing it can say is that the client left.
+    `seeded` when the client chose the seed: only then may its pictures be those of other requests. With
+    `once` the answer may be the one that an earlier request with the same idempotency key got. The body of
+    `http` has been read, so that the next thing it can say is that the client left.
     """
     exchange = exchange_of(http)
     exchange.note.update(
@@ -32,7 +34,7 @@ async def generate(
         exchange.headers["Cache-Status"] = cache_status(exchange.result, reuse, seeded=seeded)
         return exchange.result
 
-    return await _unless_client_leaves(http, make())
+    return await _unless_client_leaves(http, make() if once is None else once.answer(http, make))
 
 
 async def _unless_client_leaves(

@@ -34,7 +34,9 @@ from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
 from server.http.errors import render_error, route_class
 from server.http.exchange import exchange_of
+from server.http.idempotency import KEY_PARAMETER, Once
 from server.http.pictures import Picture, pictures_response
+from server.idempotency import Answers
 from server.metrics import stage_seconds
 from server.reuse import picture_key
 
@@ -130,7 +132,7 @@ EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-def native_router(engine: Engine) -> APIRouter:
+def native_router(engine: Engine, answers: Answers) -> APIRouter:
     """Return the routes under `/v1/generate`."""
     router = APIRouter(route_class=route_class(render_error), tags=["native"])
 
@@ -138,7 +140,7 @@ def native_router(engine: Engine) -> APIRouter:
         "/v1/generate",
         summary="Make pictures",
         responses=_responses(),
-        openapi_extra=json_schema(GenerateBody, EXAMPLE) | {"parameters": [CACHE_PARAMETER]},
+        openapi_extra=json_schema(GenerateBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
     )
     async def post_generate(http: Request) -> Response:
         body = await read_json(http, GenerateBody)
@@ -156,7 +158,9 @@ def native_router(engine: Engine) -> APIRouter:
                 f"num_images is {request.num_images}; allowed: 1 where Accept asks for the picture itself",
                 field="num_images",
             )
-        result = await generate(engine, http, request, seeded=body.seed is not None)
+        form = request.image_format if raw else "json"
+        once = Once(answers, body, form=form)
+        result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
         return _raw(result.images[0]) if raw else _json(result)
 
     @router.get(
@@ -271,7 +275,7 @@ def _is_known(http: Request, tag: str) -> bool:
 
 def _responses() -> dict[int | str, dict[str, Any]]:
     texts = {
-        400: "The body is not JSON",
+        400: "The body is not JSON, or a header is malformed",
         413: "The body is too large",
         415: "The body is of another type",
     }

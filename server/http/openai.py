@@ -33,8 +33,10 @@ from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
 from server.http.errors import STATUS, render_error, route_class
 from server.http.exchange import exchange_of
+from server.http.idempotency import KEY_PARAMETER, Once
 from server.http.native import MIN_SEQUENCE_LENGTH
 from server.http.pictures import Picture, pictures_response
+from server.idempotency import Answers
 
 MAX_N: Final = 10
 MODEL_IDS: Final = ("flux-schnell", "black-forest-labs/FLUX.1-schnell")
@@ -113,7 +115,7 @@ EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-def openai_router(engine: Engine) -> APIRouter:
+def openai_router(engine: Engine, answers: Answers) -> APIRouter:
     """Return the routes of the OpenAI dialect."""
 
     def render(request: Request, error: Any) -> Response:  # noqa: ANN401 - a ServerError
@@ -123,12 +125,13 @@ def openai_router(engine: Engine) -> APIRouter:
 
     @router.post(
         "/v1/images/generations",
-        openapi_extra=json_schema(ImagesBody, EXAMPLE) | {"parameters": [CACHE_PARAMETER]},
+        openapi_extra=json_schema(ImagesBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
     )
     async def images_generate(http: Request) -> Response:
         body = await read_json(http, ImagesBody)
         request = _to_request(body, engine, id=exchange_of(http).request_id)
-        result = await generate(engine, http, request, seeded=body.seed is not None)
+        once = Once(answers, body, form="json")
+        result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
         return pictures_response(_answer(body, request, result))
 
     @router.get("/v1/models")

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -142,3 +143,17 @@ def test_a_drawn_seed_is_never_a_hit(server: Server) -> None:
     assert first.headers["cache-status"] == "schnell-server; fwd=bypass"
     assert post(server, prompt="a boat", seed=int(first.headers["x-seed"])).content == first.content
     assert counters.now() == {"made": 2, "hit": 0, "flight": 0, "denoised": 8}
+
+
+def test_a_retry_with_its_key_gets_the_picture_of_the_drawn_seed(server: Server) -> None:
+    counters = Counters(server)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+
+        def ask() -> str | None:
+            answer = client.images.generate(prompt="a cat", n=2, extra_headers={"Idempotency-Key": "cat-1"})
+            return answer.to_json()
+
+        with ThreadPoolExecutor(4) as clients:
+            together = [each.result() for each in [clients.submit(ask) for _ in range(4)]]
+        assert {*together, ask()} == {together[0]}
+    assert counters.now()["made"] == 2

@@ -58,9 +58,10 @@ def test_what_was_reused_is_counted() -> None:
     metrics.image_cache("flight")
     metrics.image_cache("miss")
     metrics.image_cache_bytes(9)
+    metrics.replayed()
     found = samples(metrics)
     assert [found["flux_image_cache_total", outcome] for outcome in ("hit", "flight", "miss")] == [1, 1, 1]
-    assert found["flux_images_total",] == 1
+    assert found["flux_images_total",] == found["flux_idempotent_replays_total",] == 1
     assert found["flux_image_cache_bytes",] == 9
 
 

@@ -1,6 +1,7 @@
 """An engine without workers, behind the real application on a real socket: what the HTTP edge is tested with.
 
-What it does is asked for in the prompt: the name of an error of `FAILURES` raises it, `wait` never ends.
+What it does is asked for in the prompt: the name of an error of `FAILURES` raises it, `wait` never ends,
+`hold` ends when it is released.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from server.errors import (
 )
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo, Timings
 from server.http.connection import Connection
+from server.idempotency import Answers
 from server.metrics import Metrics
 from server.reuse import Reuse
 
@@ -73,6 +75,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
 
     @property
     def model(self) -> ModelInfo:
@@ -88,6 +91,8 @@ class FakeEngine:
     async def submit(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
         self.requests.append(request)
         self.reuses.append(reuse)
+        while request.prompt == "hold" and not self.released.is_set():
+            await asyncio.sleep(0.005)
         if error := FAILURES.get(request.prompt):
             raise error
         if request.prompt == "wait":
@@ -130,7 +135,8 @@ def picture(image: ImageRequest) -> Image:
 @contextmanager
 def serving(engine: FakeEngine) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
-    app = assemble(cast(Engine, engine), Metrics())
+    metrics = Metrics()
+    app = assemble(cast(Engine, engine), metrics, Answers(1 << 20, metrics=metrics))
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
