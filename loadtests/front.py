@@ -30,6 +30,7 @@ from loadtests.report import keep, machine
 from server.app import assemble, worker_starts
 from server.engine import Engine
 from server.http.connection import Connection
+from server.idempotency import Answers
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -124,9 +125,10 @@ def serve(name: str, port: int) -> None:
         max_backlog_s=settings.max_backlog_s,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
+        image_cache_bytes=0,
         command=WORKER,
     )
-    app = assemble(engine, metrics)
+    app = assemble(engine, metrics, Answers(0, metrics=metrics))
     uvicorn.run(
         app, host="127.0.0.1", port=port, http=Connection, ws="none", log_config=None, access_log=False
     )

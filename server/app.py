@@ -16,6 +16,7 @@ from server.http.errors import render_error
 from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router
+from server.idempotency import Answers
 from server.metrics import Metrics
 from server.protocol import Start
 from server.settings import Settings
@@ -33,11 +34,13 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         max_backlog_s=settings.max_backlog_s,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
+        image_cache_bytes=settings.image_cache_mb << 20,
     )
-    return assemble(engine, metrics), engine
+    answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
+    return assemble(engine, metrics, answers), engine
 
 
-def assemble(engine: Engine, metrics: Metrics) -> FastAPI:
+def assemble(engine: Engine, metrics: Metrics, answers: Answers) -> FastAPI:
     """Put the routes of all dialects around an engine."""
 
     @asynccontextmanager
@@ -55,7 +58,7 @@ def assemble(engine: Engine, metrics: Metrics) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(AccessMiddleware, metrics=metrics)
-    routers = (ops_router(engine, metrics), native_router(engine), openai_router(engine))
+    routers = (ops_router(engine, metrics), native_router(engine, answers), openai_router(engine, answers))
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]

@@ -6,7 +6,6 @@ or with one error of `server.errors`.
 
 import asyncio
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,19 @@ from server.admission import Admission, auto_steps
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ModelInfo
 from server.metrics import Metrics
-from server.protocol import CacheReport, Cancel, Done, Failed, Ready, Start, Stepped, Submit, ToFront
-from server.roster import MAX_FAILED_STARTS, Pending, Worker, fail, is_hopeless
+from server.protocol import CacheReport, Cancel, Done, Failed, Ready, Revise, Start, Stepped, Submit, ToFront
+from server.result import result_of
+from server.reuse import Gallery, Reuse, picture_key
+from server.roster import (
+    MAX_FAILED_STARTS,
+    Pending,
+    Waiter,
+    Worker,
+    is_hopeless,
+    leave,
+    wait_for,
+    waiters_of,
+)
 from server.router import choose
 from server.supervisor import WORKER_COMMAND, State, Supervisor
 
@@ -56,12 +66,14 @@ class Engine:
         max_backlog_s: float,
         auto_steps_backlog_s: float,
         hang_s: float,
+        image_cache_bytes: int,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
         self._admission = Admission(max_backlog_s)
         self._auto_steps_backlog_s = auto_steps_backlog_s
         self._hang_s = hang_s
+        self._gallery = Gallery(image_cache_bytes, metrics=metrics)
         self._watch: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._model: ModelInfo | None = None
@@ -130,72 +142,87 @@ class Engine:
             workers_ready=self._workers_ready(),
         )
 
-    async def submit(self, request: GenerationRequest) -> GenerationResult:
-        """Make the pictures of `request`; cancelling this call cancels their work.
+    async def submit(self, request: GenerationRequest, reuse: Reuse = Reuse.NEVER) -> GenerationResult:
+        """Make or find the pictures of `request`; cancelling this call cancels work that nobody else awaits.
 
         Raises `Overloaded`, `NotReady`, `DeadlineExceeded`, `WorkerLost`, `GenerationFailed` or `Cancelled`.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        pendings = self._admit(request, now=began)
+        waiters = self._admit(request, reuse, now=began)
         try:
-            self._waiting.extend(pendings)
             self._dispatch()
             async with asyncio.timeout(request.deadline_s):
-                images = await asyncio.gather(*(pending.answer for pending in pendings))
+                images = await asyncio.gather(*(waiter.answer for waiter in waiters))
         except TimeoutError:
             message = f"the request was not finished within its deadline of {request.deadline_s:g} s"
             raise DeadlineExceeded(message) from None
         finally:
-            for pending in pendings:
-                self._withdraw(pending)
+            for abandoned in leave(waiters):
+                self._withdraw(abandoned)
             self._dispatch()
-        return _result(request, images, model=self.model.name, total_s=loop.time() - began)
+        return result_of(request, images, waiters, model=self.model.name, total_s=loop.time() - began)
 
     async def cancel(self, request_id: str) -> None:
         """End the calls of `submit` with this request id, if there are any, with `Cancelled`."""
-        for pending in self._unanswered:
-            if pending.request_id == request_id:
-                fail(pending, Cancelled("the request was cancelled"))
+        for waiter in waiters_of(self._unanswered):
+            if waiter.request_id == request_id:
+                waiter.settle(Cancelled("the request was cancelled"))
 
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, finish what was admitted within `drain_s`, answer the rest, end the workers."""
         self._stopping = True
         self._changed.set()
-        if answers := [pending.answer for pending in self._unanswered]:
+        if answers := [waiter.answer for waiter in waiters_of(self._unanswered)]:
             await asyncio.wait(answers, timeout=drain_s)
         for pending in list(self._unanswered):
-            fail(pending, NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S))
+            pending.settle(NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S))
         if self._watch is not None:
             self._watch.cancel()
         await asyncio.gather(*(worker.supervisor.stop() for worker in self._workers))
 
-    def _admit(self, request: GenerationRequest, *, now: float) -> list[Pending]:
+    def _admit(self, request: GenerationRequest, reuse: Reuse, *, now: float) -> list[Waiter]:
+        """Let the request wait for its pictures; those that need no run of their own are never refused."""
         if self._stopping:
             raise NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S)
         model = self.model
+        deadline = None if request.deadline_s is None else now + request.deadline_s
+        # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
+        pictures: list[Image | Pending] = []
+        for image in msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images():
+            key = None if reuse is Reuse.NEVER else picture_key(image, model)
+            found = self._gallery.find(key) if key and reuse is Reuse.ALLOWED else None
+            pictures.append(found or Pending(image, key, self._admission.cost_s(image, model), deadline))
+        if runs := [picture for picture in pictures if isinstance(picture, Pending) and not picture.waiters]:
+            self._let_in(runs, deadline_s=request.deadline_s)
+        return [self._wait_for(picture, request, deadline=deadline) for picture in pictures]
+
+    def _let_in(self, runs: list[Pending], *, deadline_s: float | None) -> None:
         workers = self._workers_hoped_for()
         if workers == 0:
             raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
-        # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
-        images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
-        costs = [self._admission.cost_s(image, model) for image in images]
-        self._admission.admit(sum(costs), workers=workers, deadline_s=request.deadline_s)
+        self._admission.admit(sum(run.cost_s for run in runs), workers=workers, deadline_s=deadline_s)
         self._metrics.backlog(self._admission.backlog_s)
-        deadline = None if request.deadline_s is None else now + request.deadline_s
-        loop = asyncio.get_running_loop()
-        pendings = [
-            Pending(request.id, image, cost_s, deadline, loop.create_future())
-            for image, cost_s in zip(images, costs, strict=True)
-        ]
-        self._unanswered.update(pendings)
-        return pendings
+        self._unanswered.update(runs)
+        self._waiting.extend(runs)
+        self._gallery.began(runs)
+
+    def _wait_for(
+        self, picture: Image | Pending, request: GenerationRequest, *, deadline: float | None
+    ) -> Waiter:
+        """Let a request wait; a run that somebody joins may become more urgent, or be given more time."""
+        waiter = wait_for(picture, request.id)
+        run = waiter.pending
+        if run is not None and run.revise(request.priority, deadline) and run.worker is not None:
+            left_s = run.left_s(asyncio.get_running_loop().time())
+            revised = Revise(id=run.image.id, priority=run.image.priority, deadline_s=left_s)
+            self._workers[run.worker].supervisor.send(revised)
+        return waiter
 
     def _withdraw(self, pending: Pending) -> None:
         """Take a picture out of everything, whether it was answered or nobody wants it any more."""
-        if pending not in self._unanswered:
-            return
         self._unanswered.discard(pending)
+        self._gallery.ended(pending)
         self._admission.release(pending.cost_s)
         self._metrics.backlog(self._admission.backlog_s)
         for queue in (self._waiting, self._suspects):
@@ -207,10 +234,6 @@ class Engine:
                 worker.owed.add(pending.image.id)
                 worker.supervisor.send(Cancel(id=pending.image.id))
             worker.alone = worker.alone and bool(worker.in_hand)
-        if not pending.answer.done():
-            pending.answer.cancel()
-        elif not pending.answer.cancelled():
-            pending.answer.exception()  # seen: a sibling may have failed first
 
     def _dispatch(self) -> None:
         """Hand out what waits: suspects alone to idle workers first, then everything else."""
@@ -229,12 +252,13 @@ class Engine:
     def _hand_over(self, pending: Pending, index: int) -> None:
         pending.attempts += 1
         pending.worker = index
+        pending.prolonged = False
         worker = self._workers[index]
         now = asyncio.get_running_loop().time()
         if not worker.owes_an_answer():
             worker.quiet_since = now
         worker.in_hand[pending.image.id] = pending
-        left_s = None if pending.deadline is None else max(0.0, pending.deadline - now)
+        left_s = pending.left_s(now)
         worker.supervisor.send(Submit(image=msgspec.structs.replace(pending.image, deadline_s=left_s)))
 
     def _hearer(self, index: int) -> Callable[[ToFront], None]:
@@ -272,13 +296,18 @@ class Engine:
         pending = worker.in_hand.pop(image_id, None)
         worker.owed.discard(image_id)
         worker.alone = worker.alone and bool(worker.in_hand)
-        if pending is None or pending.answer.done():
+        if pending is None or pending.settled:
             log.debug("answer_without_question", worker=index, image=image_id)
-        elif isinstance(answer, ServerError):
-            fail(pending, answer)
+        elif isinstance(answer, DeadlineExceeded) and pending.prolonged:
+            # It was dropped before the worker heard that somebody has more time.
+            pending.worker, pending.attempts = None, pending.attempts - 1
+            self._waiting.appendleft(pending)
         else:
-            self._admission.observe(pending.image, self.model, answer.timings.device_s)
-            pending.answer.set_result(answer)
+            if isinstance(answer, Image):
+                self._admission.observe(pending.image, self.model, answer.timings.device_s)
+                self._metrics.image_made()
+                self._gallery.finished(pending, answer)
+            pending.settle(answer)
         self._dispatch()
 
     def _learn(self, index: int, model: ModelInfo) -> None:
@@ -321,14 +350,14 @@ class Engine:
             if pending.attempts < MAX_ATTEMPTS:
                 self._suspects.append(pending)
             else:
-                fail(pending, WorkerLost("the worker died twice while making this picture", retry_after_s=1))
+                pending.settle(WorkerLost("the worker died twice while making this picture", retry_after_s=1))
 
     def _give_up_if_hopeless(self) -> None:
         """Answer everybody who waits for a worker that is not coming back."""
         if self._workers_hoped_for():
             return
         for pending in (*self._waiting, *self._suspects):
-            fail(pending, NotReady("no worker is running", retry_after_s=RETRY_SOON_S))
+            pending.settle(NotReady("no worker is running", retry_after_s=RETRY_SOON_S))
         self._waiting.clear()
         self._suspects.clear()
 
@@ -348,20 +377,3 @@ class Engine:
 
     def _workers_hoped_for(self) -> int:
         return sum(not is_hopeless(worker.supervisor) for worker in self._workers)
-
-
-def _result(
-    request: GenerationRequest, images: list[Image], *, model: str, total_s: float
-) -> GenerationResult:
-    """Put the answer together; its timings are those of the picture that took longest."""
-    slowest = max(images, key=lambda image: image.timings.total_s).timings
-    waited_s = max(
-        0.0, total_s - math.fsum((slowest.text_s, slowest.denoise_s, slowest.decode_s, slowest.encode_s))
-    )
-    return GenerationResult(
-        id=request.id,
-        model=model,
-        steps=request.steps,
-        images=images,
-        timings=msgspec.structs.replace(slowest, queue_s=waited_s, total_s=total_s),
-    )

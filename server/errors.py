@@ -5,6 +5,8 @@ ServerError
 │   ├── MalformedBody         its body is not a JSON object
 │   ├── UnsupportedMediaType  its body is of another type or encoding
 │   ├── RequestTooLarge       its body or head is longer than the limit
+│   ├── MalformedHeader       a header that the server reads is not what it has to be
+│   ├── KeyReused             its Idempotency-Key belongs to another request
 │   ├── NotFound              there is nothing at this path, or no such model
 │   └── MethodNotAllowed      the path takes other methods
 ├── Overloaded          the backlog is full; carries the seconds after which to come back
@@ -54,6 +56,14 @@ class UnsupportedMediaType(InvalidRequest):
 
 class RequestTooLarge(InvalidRequest):
     code = "request_too_large"
+
+
+class MalformedHeader(InvalidRequest):
+    code = "malformed_header"
+
+
+class KeyReused(InvalidRequest):
+    code = "idempotency_key_reused"
 
 
 class NotFound(InvalidRequest):

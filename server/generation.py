@@ -115,13 +115,21 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """All pictures of one request, in the order of their seeds. `timings` are those of the slowest one."""
+    """All pictures of one request, in the order of their seeds.
+
+    `timings` are those of the slowest picture that was made for it; where none was, all of it was waiting.
+    `cached` pictures were finished before, `joined` ones were being made for another request. `created` is
+    in Unix seconds.
+    """
 
     id: str
     model: str
     steps: int
     images: list[Image]
     timings: Timings
+    created: int
+    cached: int = 0
+    joined: int = 0
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +158,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         """What decides a picture beside its request: the same on every worker of a server."""
         kind, _, _ = self.device.partition(":")
         return self.digest, self.dtype, self.numerics, self.quantize, kind
+
+    def uses_negative(self, guidance_scale: float) -> bool:
+        """Whether there is a pass with the negative prompt: above 1, unless guidance is in the weights."""
+        return guidance_scale > 1 and not self.guidance_embed
 
 
 def image_tokens(width: int, height: int) -> int:

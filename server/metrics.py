@@ -3,7 +3,7 @@
 Requests are recorded once, from their finished timings; steps once, from what the worker reported.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -54,6 +54,18 @@ class Metrics:
         self._cache_bytes = Gauge(
             "flux_conditioning_cache_bytes", "Bytes of cached prompts", ["worker"], registry=self.registry
         )
+        self._image_cache = Counter(
+            "flux_image_cache",
+            "Seeded pictures: found finished (hit), being made (flight), or neither (miss)",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._image_cache_bytes = Gauge(
+            "flux_image_cache_bytes", "Bytes of finished pictures", registry=self.registry
+        )
+        self._replays = Counter(
+            "flux_idempotent_replays", "Answers given again to an Idempotency-Key", registry=self.registry
+        )
         self._model = Gauge(
             "flux_model_info",
             "What is served; always 1",
@@ -67,12 +79,28 @@ class Metrics:
         return generate_latest(self.registry)
 
     def request(self, route: str, outcome: str, result: GenerationResult | None = None) -> None:
-        """Count one answered request; `outcome` is `ok` or the code of its error."""
+        """Count one answered request; `outcome` is `ok` or the code of its error.
+
+        A request whose pictures were all there, or made for another one, has no stages of its own.
+        """
         self._requests.labels(route, outcome).inc()
         if result is not None:
-            self._images.inc(len(result.images))
+            made = result.cached + result.joined < len(result.images)
             for stage, seconds in stage_seconds(result.timings).items():
-                self._stages[stage].observe(seconds)
+                if made or stage in ("queue", "total"):
+                    self._stages[stage].observe(seconds)
+
+    def image_made(self) -> None:
+        self._images.inc()
+
+    def image_cache(self, outcome: Literal["hit", "flight", "miss"]) -> None:
+        self._image_cache.labels(outcome).inc()
+
+    def image_cache_bytes(self, size_bytes: int) -> None:
+        self._image_cache_bytes.set(size_bytes)
+
+    def replayed(self) -> None:
+        self._replays.inc()
 
     def step(self, stepped: Stepped) -> None:
         self._step_seconds.labels(stepped.kind).observe(stepped.seconds)

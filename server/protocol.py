@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from server.generation import Image, ImageRequest, ModelInfo
+from server.generation import Image, ImageRequest, ModelInfo, Priority
 
 FRAME_HEADER: Final = struct.Struct(">I")
 # The largest request is two prompts of 32,000 four-byte characters; the largest picture is 1536x1536
@@ -47,6 +47,17 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     """Forget this picture at the next step boundary; a `Failed` says that it is forgotten."""
 
     id: str
+
+
+class Revise(msgspec.Struct, frozen=True, kw_only=True, tag="revise"):
+    """Another request waits for this picture too: it is as urgent as this, and may take as long as this.
+
+    `deadline_s` is the time left when the message was written. A picture that has left is no fault.
+    """
+
+    id: str
+    priority: Priority
+    deadline_s: float | None
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -93,7 +104,7 @@ class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag="fatal"):
     message: str
 
 
-ToWorker = Start | Submit | Cancel | Stop
+ToWorker = Start | Submit | Cancel | Revise | Stop
 ToFront = Ready | Stepped | Done | Failed | CacheReport | Fatal
 
 

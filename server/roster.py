@@ -1,28 +1,76 @@
 """Who works on what: the pictures that were admitted, and the workers with what each has in hand."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from server.errors import ServerError
-from server.generation import Image, ImageRequest
+from server.generation import Image, ImageRequest, Priority
 from server.router import Load
 from server.supervisor import State, Supervisor
 
+URGENCY: Final = tuple(Priority)  # the most urgent first
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 
 
 @dataclass(eq=False, slots=True)
 class Pending:
-    """One admitted picture. `deadline` is on the loop's clock; `worker` is None while it waits for one."""
+    """One admitted picture, run once for all who wait for it.
 
-    request_id: str
+    It has the priority of the most urgent of them and the deadline of the most patient: dropping it earlier
+    would fail one who has time left. `deadline` is on the loop's clock; `worker` is None while it waits for
+    one. `key` is None when the picture is one request's own.
+    """
+
     image: ImageRequest
+    key: str | None
     cost_s: float
     deadline: float | None
-    answer: "asyncio.Future[Image]"
+    waiters: "list[Waiter]" = field(default_factory=list)
     attempts: int = 0
     worker: int | None = None
+    prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
+    settled: bool = False
+
+    def left_s(self, now: float) -> float | None:
+        """Return the seconds until the deadline, if there is one."""
+        return None if self.deadline is None else max(0.0, self.deadline - now)
+
+    def revise(self, priority: Priority, deadline: float | None) -> bool:
+        """Take in that somebody else waits; returns whether a worker that has it must know."""
+        urgent = min(self.image.priority, priority, key=URGENCY.index)
+        known = self.image.priority, self.deadline
+        if self.deadline is not None and (deadline is None or deadline > self.deadline):
+            self.deadline, self.prolonged = deadline, True
+        self.image = msgspec.structs.replace(self.image, priority=urgent)
+        return known != (urgent, self.deadline)
+
+    def settle(self, answer: Image | ServerError) -> None:
+        """Give all who wait the same answer; from here on nobody joins them."""
+        self.settled = True
+        for waiter in self.waiters:
+            waiter.settle(answer)
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """One request's wait for one picture; `pending` is None for a picture that was there already."""
+
+    request_id: str
+    answer: "asyncio.Future[Image]"
+    pending: Pending | None = None
+    joined: bool = False  # the picture was being made for another request
+
+    def settle(self, answer: Image | ServerError) -> None:
+        if self.answer.done():
+            return
+        if isinstance(answer, ServerError):
+            self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +100,31 @@ def is_hopeless(supervisor: Supervisor) -> bool:
     return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
 
 
-def fail(pending: Pending, error: ServerError) -> None:
-    if not pending.answer.done():
-        pending.answer.set_exception(error)
+def wait_for(picture: Image | Pending, request_id: str) -> Waiter:
+    """Let a request wait for a picture that is there already, or is being made."""
+    waiter = Waiter(request_id, asyncio.get_running_loop().create_future())
+    if isinstance(picture, Image):
+        waiter.settle(picture)
+    else:
+        waiter.pending, waiter.joined = picture, bool(picture.waiters)
+        picture.waiters.append(waiter)
+    return waiter
+
+
+def leave(waiters: Iterable[Waiter]) -> list[Pending]:
+    """End these waits, answered or not; return the pictures that nobody waits for any more."""
+    abandoned: list[Pending] = []
+    for waiter in waiters:
+        if not waiter.answer.done():
+            waiter.answer.cancel()
+        elif not waiter.answer.cancelled():
+            waiter.answer.exception()  # seen: a sibling may have failed first
+        if waiter.pending is not None:
+            waiter.pending.waiters.remove(waiter)
+            if not waiter.pending.waiters:
+                abandoned.append(waiter.pending)
+    return abandoned
+
+
+def waiters_of(pendings: Iterable[Pending]) -> list[Waiter]:
+    return [waiter for pending in pendings for waiter in pending.waiters]

@@ -94,6 +94,13 @@ class Settings(BaseSettings):
     conditioning_cache_mb: Annotated[
         int, Field(description="bound of the prompt conditioning cache per worker, MiB; 0 turns it off", ge=0)
     ] = 256
+    image_cache_mb: Annotated[
+        int, Field(description="bound of the finished pictures that are kept, MiB; 0 keeps none", ge=0)
+    ] = 64
+    idempotency_mb: Annotated[
+        int,
+        Field(description="bound of the answers that are kept for Idempotency-Key, MiB; 0 keeps none", ge=0),
+    ] = 64
     verify_weights: Annotated[
         Literal["auto", "always", "never"],
         Field(

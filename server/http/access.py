@@ -94,6 +94,7 @@ def _add_headers(headers: MutableHeaders, exchange: Exchange, seconds: float) ->
     timings = stage_seconds(result.timings) if result is not None else {"total": seconds}
     headers["Server-Timing"] = ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in timings.items())
     headers["X-Content-Type-Options"] = "nosniff"
+    headers.update(exchange.headers)
     headers.setdefault("Cache-Control", "no-store")
 
 

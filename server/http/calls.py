@@ -1,32 +1,52 @@
-"""Running a request for a client that may leave: its going away cancels its work."""
+"""Running a request for a client that may leave: its going away cancels what nobody else waits for."""
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
+from typing import Any
 
 from fastapi import Request
 
 from server.engine import Engine
 from server.generation import GenerationRequest, GenerationResult
+from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
+from server.http.idempotency import Once
 
 
-async def generate(engine: Engine, http: Request, request: GenerationRequest) -> GenerationResult:
-    """Submit `request` and wait; raises what the engine raises, or `ClientGone`.
+async def generate(
+    engine: Engine, http: Request, request: GenerationRequest, *, seeded: bool, once: Once | None = None
+) -> GenerationResult:
+    """Submit `request` and wait; raises what the engine raises, `ClientGone`, or what `once` raises.
 
-    The body of `http` has been read, so that the next thing it can say is that the client left.
+    `seeded` when the client chose the seed: only then may its pictures be those of other requests. With
+    `once` the answer may be the one that an earlier request with the same idempotency key got. The body of
+    `http` has been read, so that the next thing it can say is that the client left.
     """
     exchange = exchange_of(http)
     exchange.note.update(
         width=request.width, height=request.height, steps=request.steps, images=request.num_images
     )
-    work = asyncio.create_task(engine.submit(request))
+    reuse = reuse_of(http, seeded=seeded)
+
+    async def make() -> GenerationResult:
+        exchange.result = await engine.submit(request, reuse)
+        exchange.headers["Cache-Status"] = cache_status(exchange.result, reuse, seeded=seeded)
+        return exchange.result
+
+    return await _unless_client_leaves(http, make() if once is None else once.answer(http, make))
+
+
+async def _unless_client_leaves(
+    http: Request, answering: Coroutine[Any, Any, GenerationResult]
+) -> GenerationResult:
+    work = asyncio.create_task(answering)
     leaving = asyncio.create_task(_disconnect(http))
     try:
         await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             raise ClientGone
-        exchange.result = work.result()
-        return exchange.result
+        return work.result()
     finally:
         for task in (work, leaving):
             task.cancel()

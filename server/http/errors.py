@@ -16,6 +16,8 @@ from server.http.exchange import exchange_of
 
 STATUS: Final = {
     "malformed_body": 400,
+    "malformed_header": 400,
+    "idempotency_key_reused": 422,
     "invalid_request": 422,
     "unsupported_media_type": 415,
     "request_too_large": 413,

@@ -17,12 +17,16 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Exchange:
-    """`outcome` is `ok` or the code of an error; `note` holds numbers for the log line, never a prompt."""
+    """`outcome` is `ok` or the code of an error; `note` is for the log line and never holds a prompt.
+
+    `headers` go out with whatever the answer is.
+    """
 
     request_id: str
     outcome: str = "ok"
     result: GenerationResult | None = None
     note: dict[str, object] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def exchange_in(scope: Scope) -> Exchange:

@@ -3,15 +3,12 @@
 With `Accept: image/*` the answer is the picture itself, otherwise JSON with base64.
 """
 
-import hashlib
 import secrets
 from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from server import __version__
 from server.engine import Engine
 from server.errors import InvalidRequest
 from server.generation import (
@@ -33,11 +30,15 @@ from server.generation import (
 )
 from server.http.accept import accepted_types
 from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json, shown
+from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
 from server.http.errors import render_error, route_class
 from server.http.exchange import exchange_of
+from server.http.idempotency import KEY_PARAMETER, Once
 from server.http.pictures import Picture, pictures_response
+from server.idempotency import Answers
 from server.metrics import stage_seconds
+from server.reuse import picture_key
 
 MIN_SEQUENCE_LENGTH: Final = 16
 MAX_DEADLINE_MS: Final = 3_600_000
@@ -131,7 +132,7 @@ EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-def native_router(engine: Engine) -> APIRouter:
+def native_router(engine: Engine, answers: Answers) -> APIRouter:
     """Return the routes under `/v1/generate`."""
     router = APIRouter(route_class=route_class(render_error), tags=["native"])
 
@@ -139,7 +140,7 @@ def native_router(engine: Engine) -> APIRouter:
         "/v1/generate",
         summary="Make pictures",
         responses=_responses(),
-        openapi_extra=json_schema(GenerateBody, EXAMPLE),
+        openapi_extra=json_schema(GenerateBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
     )
     async def post_generate(http: Request) -> Response:
         body = await read_json(http, GenerateBody)
@@ -157,7 +158,9 @@ def native_router(engine: Engine) -> APIRouter:
                 f"num_images is {request.num_images}; allowed: 1 where Accept asks for the picture itself",
                 field="num_images",
             )
-        result = await generate(engine, http, request)
+        form = request.image_format if raw else "json"
+        once = Once(answers, body, form=form)
+        result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
         return _raw(result.images[0]) if raw else _json(result)
 
     @router.get(
@@ -182,7 +185,8 @@ def native_router(engine: Engine) -> APIRouter:
         headers = {} if varies else _cache_headers(request, engine.model)
         if headers and _is_known(http, headers["ETag"]):
             return Response(status_code=304, headers=headers)
-        return _raw((await generate(engine, http, request)).images[0], headers)
+        result = await generate(engine, http, request, seeded=body.seed is not None)
+        return _raw(result.images[0], headers)
 
     return router
 
@@ -253,9 +257,8 @@ def _json(result: GenerationResult) -> Response:
 
 def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
     """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
-    decides = msgspec.structs.replace(request, id="", priority=Priority.NORMAL, deadline_s=None)
-    text = msgspec.json.encode((decides, model.decides, __version__))
-    tag = hashlib.sha256(text).hexdigest()[:32]
+    (image,) = request.images()
+    tag = picture_key(image, model)
     weak = "" if model.numerics == "exact" else "W/"  # fast numerics: the same picture, not the same bytes
     return {
         "ETag": f'{weak}"{tag}"',
@@ -271,7 +274,11 @@ def _is_known(http: Request, tag: str) -> bool:
 
 
 def _responses() -> dict[int | str, dict[str, Any]]:
-    texts = {400: "The body is not JSON", 413: "The body is too large", 415: "The body is of another type"}
+    texts = {
+        400: "The body is not JSON, or a header is malformed",
+        413: "The body is too large",
+        415: "The body is of another type",
+    }
     texts |= {422: "A field is wrong", 429: "Overloaded: come back after Retry-After"}
     texts |= {
         500: "The model failed",
@@ -300,4 +307,5 @@ def _query_parameters() -> dict[str, Any]:
             for name, each in schema["properties"].items()
             if each.get("description") != NOT_YET
         ]
+        + [CACHE_PARAMETER]
     }

@@ -6,7 +6,6 @@ accepted, `auto` is a value everywhere, and steps beyond the model's limit are c
 
 import re
 import secrets
-import time
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -25,15 +24,19 @@ from server.generation import (
     MIN_SIDE,
     SIDE_MULTIPLE,
     GenerationRequest,
+    GenerationResult,
     Image,
     ImageFormat,
 )
 from server.http.body import RequestBody, Text, json_schema, read_json
+from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
 from server.http.errors import STATUS, render_error, route_class
 from server.http.exchange import exchange_of
+from server.http.idempotency import KEY_PARAMETER, Once
 from server.http.native import MIN_SEQUENCE_LENGTH
 from server.http.pictures import Picture, pictures_response
+from server.idempotency import Answers
 
 MAX_N: Final = 10
 MODEL_IDS: Final = ("flux-schnell", "black-forest-labs/FLUX.1-schnell")
@@ -112,7 +115,7 @@ EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-def openai_router(engine: Engine) -> APIRouter:
+def openai_router(engine: Engine, answers: Answers) -> APIRouter:
     """Return the routes of the OpenAI dialect."""
 
     def render(request: Request, error: Any) -> Response:  # noqa: ANN401 - a ServerError
@@ -120,12 +123,16 @@ def openai_router(engine: Engine) -> APIRouter:
 
     router = APIRouter(route_class=route_class(render), tags=["OpenAI"])
 
-    @router.post("/v1/images/generations", openapi_extra=json_schema(ImagesBody, EXAMPLE))
+    @router.post(
+        "/v1/images/generations",
+        openapi_extra=json_schema(ImagesBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
+    )
     async def images_generate(http: Request) -> Response:
         body = await read_json(http, ImagesBody)
         request = _to_request(body, engine, id=exchange_of(http).request_id)
-        result = await generate(engine, http, request)
-        return pictures_response(_answer(body, request, result.images))
+        once = Once(answers, body, form="json")
+        result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
+        return pictures_response(_answer(body, request, result))
 
     @router.get("/v1/models")
     async def list_models() -> Response:
@@ -187,10 +194,10 @@ def _check_side(side: int, *, shown: str, field: str) -> None:
         raise InvalidRequest(f"{shown[:60]}; allowed: {SIZE_RULE}", field=field)
 
 
-def _answer(body: ImagesBody, request: GenerationRequest, images: list[Image]) -> dict[str, Any]:
+def _answer(body: ImagesBody, request: GenerationRequest, result: GenerationResult) -> dict[str, Any]:
     return {
-        "created": int(time.time()),
-        "data": [_datum(body, image) for image in images],
+        "created": result.created,
+        "data": [_datum(body, image) for image in result.images],
         "background": "opaque",
         "output_format": request.image_format,
         "size": f"{request.width}x{request.height}",

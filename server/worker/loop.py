@@ -21,7 +21,19 @@ from server import __version__
 from server.batcher import Batcher, Entry, Step, StepKind
 from server.errors import Cancelled, DeadlineExceeded, GenerationFailed, OutOfMemory
 from server.generation import Image, ImageRequest, Timings, content_type
-from server.protocol import CacheReport, Cancel, Done, Failed, Start, Stepped, Stop, Submit, ToFront, ToWorker
+from server.protocol import (
+    CacheReport,
+    Cancel,
+    Done,
+    Failed,
+    Revise,
+    Start,
+    Stepped,
+    Stop,
+    Submit,
+    ToFront,
+    ToWorker,
+)
 from server.worker.encode import Provenance, encode_image
 
 ENCODER_THREADS: Final = 2
@@ -85,6 +97,8 @@ class Loop:
                     batcher.cancel(image_id)
                     self._works.pop(image_id, None)
                     self.send(Failed(id=image_id, code=Cancelled.code, message="forgotten"))
+                case Revise():
+                    self._revise(message)
                 case Stop() | Start():
                     return False
 
@@ -102,6 +116,13 @@ class Loop:
         )
         self._works[request.id] = Work(request, entry)
         batcher.add(entry)
+
+    def _revise(self, message: Revise) -> None:
+        """Change what the plan knows of a picture; the next step is planned with it."""
+        if work := self._works.get(message.id):
+            left_s = message.deadline_s
+            work.entry.priority = message.priority
+            work.entry.deadline_s = None if left_s is None else self.clock() + left_s
 
     def _run_step(self, step: Step) -> set[str]:
         """Run one step; return the ids of the pictures that it failed for."""

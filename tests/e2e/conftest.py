@@ -54,10 +54,12 @@ def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterato
     """Start `python -m server` and end it whatever happens.
 
     A machine that is busy otherwise makes pictures look expensive: the bound on the backlog is far away
-    unless a test sets it.
+    unless a test sets it. And finished pictures are not kept, so that what a test asks for is made.
     """
     if "--max-backlog-s" not in arguments:
         arguments = (*arguments, "--max-backlog-s", "3600")
+    if "--image-cache-mb" not in arguments:
+        arguments = (*arguments, "--image-cache-mb", "0")
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -1,6 +1,7 @@
 """A worker without a model: it speaks the real protocol and misbehaves as the prompt asks.
 
-Prompts: `sleep S`, `die`, `fail`, `hang`, `garbage`, `oversized`, `other id`, `twice`, `die once PATH`.
+Prompts: `sleep S`, `die`, `fail`, `hang`, `garbage`, `oversized`, `other id`, `twice`, `die once PATH`;
+`late` with a deadline is dropped for it just when a later one comes in.
 A picture's bytes name its id, seed and size, so that a mix-up shows.
 """
 
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 from server.generation import Image, ImageRequest, ModelInfo, Timings
-from server.protocol import Cancel, Done, Failed, Fatal, Ready, Start, Stop, Submit
+from server.protocol import Cancel, Done, Failed, Fatal, Ready, Revise, Start, Stop, Submit
 from server.worker.connection import Connection
 
 
@@ -40,6 +41,8 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
                     marker.touch()
                 os._exit(1)
         case "hang":
+            return
+        case "late" if request.deadline_s is not None:
             return
         case "garbage":
             end.sendall(b"\x00\x00\x00\x05nonse")
@@ -86,11 +89,20 @@ def main() -> None:
     )
     connection.send(Ready(model=model))
     cancelled: set[str] = set()
+    late: set[str] = set()
     for message in messages:
         match message:
             case Submit(image=request):
+                if request.prompt == "late" and request.deadline_s is not None:
+                    late.add(request.id)
                 arguments = (connection, end, request, cancelled)
                 threading.Thread(target=answer, args=arguments, daemon=True).start()
+            case Revise(id=image_id, priority=priority, deadline_s=deadline_s):
+                sys.stderr.write(f"revised {image_id} {priority} {deadline_s}\n")
+                sys.stderr.flush()
+                if image_id in late:
+                    late.remove(image_id)
+                    connection.send(Failed(id=image_id, code="deadline_exceeded", message="too late"))
             case Cancel(id=image_id):
                 cancelled.add(image_id)
                 connection.send(Failed(id=image_id, code="cancelled", message="forgotten"))

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from server.app import assemble, worker_starts
+from server.idempotency import Answers
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.server.http.fake_engine import FakeEngine
@@ -52,7 +53,8 @@ def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller() ->
         async def stop(self, drain_s: float) -> None:
             calls.append("stop")
 
-    app = assemble(Watched(), Metrics())  # type: ignore[arg-type]
+    metrics = Metrics()
+    app = assemble(Watched(), metrics, Answers(0, metrics=metrics))  # type: ignore[arg-type]
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

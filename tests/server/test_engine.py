@@ -53,7 +53,11 @@ def start(model: str = "fake", device: str = "cpu") -> Start:
 
 @asynccontextmanager
 async def engine_on(
-    *models: str, max_backlog_s: float = 100.0, hang_s: float = 60.0, ready: bool = True
+    *models: str,
+    max_backlog_s: float = 100.0,
+    hang_s: float = 60.0,
+    image_cache_bytes: int = 0,
+    ready: bool = True,
 ) -> AsyncIterator[Engine]:
     engine = Engine(
         [start(model) for model in models or ("fake",)],
@@ -61,6 +65,7 @@ async def engine_on(
         max_backlog_s=max_backlog_s,
         auto_steps_backlog_s=2.0,
         hang_s=hang_s,
+        image_cache_bytes=image_cache_bytes,
         command=COMMAND,
     )
     await engine.start()

@@ -1,5 +1,6 @@
 """What Prometheus reads: every request once, every step once, labels from closed sets."""
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.generation import GenerationResult, Image, ModelInfo, Timings
@@ -10,7 +11,7 @@ TIMINGS = Timings(
     queue_s=0.1, text_s=0.2, denoise_s=0.3, decode_s=0.4, encode_s=0.5, total_s=1.5, device_s=0.9
 )
 IMAGE = Image(data=b"", content_type="image/png", width=1, height=1, seed=1, timings=TIMINGS)
-RESULT = GenerationResult(id="r", model="m", steps=4, images=[IMAGE, IMAGE], timings=TIMINGS)
+RESULT = GenerationResult(id="r", model="m", steps=4, images=[IMAGE, IMAGE], timings=TIMINGS, created=1)
 MODEL = ModelInfo(
     name="tiny", digest="0123456789abcdef0123", device="cpu", dtype="float32", numerics="exact",
     quantize="none",
@@ -34,10 +35,34 @@ def test_a_result_is_recorded_once_in_every_stage() -> None:
     metrics.request("/v1/generate", "ok", RESULT)
     found = samples(metrics)
     assert found["flux_requests_total", "/v1/generate", "ok"] == 1
-    assert found["flux_images_total",] == 2
     for stage in STAGES:
         assert found[f"flux_request_{stage}_seconds_count",] == 1
         assert found[f"flux_request_{stage}_seconds_sum",] == stage_seconds(TIMINGS)[stage]
+
+
+def test_a_request_that_nothing_was_made_for_has_only_waited() -> None:
+    metrics = Metrics()
+    metrics.request("/v1/generate", "ok", msgspec.structs.replace(RESULT, cached=1, joined=1))
+    found = samples(metrics)
+    assert found["flux_request_queue_seconds_count",] == found["flux_request_total_seconds_count",] == 1
+    for stage in ("text", "denoise", "decode", "encode"):
+        assert found[f"flux_request_{stage}_seconds_count",] == 0
+    metrics.request("/v1/generate", "ok", msgspec.structs.replace(RESULT, cached=1))
+    assert samples(metrics)["flux_request_denoise_seconds_count",] == 1
+
+
+def test_what_was_reused_is_counted() -> None:
+    metrics = Metrics()
+    metrics.image_made()
+    metrics.image_cache("hit")
+    metrics.image_cache("flight")
+    metrics.image_cache("miss")
+    metrics.image_cache_bytes(9)
+    metrics.replayed()
+    found = samples(metrics)
+    assert [found["flux_image_cache_total", outcome] for outcome in ("hit", "flight", "miss")] == [1, 1, 1]
+    assert found["flux_images_total",] == found["flux_idempotent_replays_total",] == 1
+    assert found["flux_image_cache_bytes",] == 9
 
 
 def test_an_error_counts_under_its_code_and_has_no_timings() -> None:

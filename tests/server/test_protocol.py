@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.generation import GenerationRequest, Image, ModelInfo, Timings
+from server.generation import GenerationRequest, Image, ModelInfo, Priority, Timings
 from server.protocol import (
     FRAME_HEADER,
     MAX_TO_WORKER_BYTES,
@@ -18,6 +18,7 @@ from server.protocol import (
     Fatal,
     ProtocolError,
     Ready,
+    Revise,
     Start,
     Stepped,
     Stop,
@@ -48,6 +49,7 @@ TO_WORKER: list[ToWorker] = [
     ),
     Submit(image=REQUEST.images()[0]),
     Cancel(id="r/0"),
+    Revise(id="r/0", priority=Priority.HIGH, deadline_s=1.5),
     Stop(),
 ]  # fmt: skip
 TO_FRONT: list[ToFront] = [

@@ -1,6 +1,7 @@
 """An engine without workers, behind the real application on a real socket: what the HTTP edge is tested with.
 
-What it does is asked for in the prompt: the name of an error of `FAILURES` raises it, `wait` never ends.
+What it does is asked for in the prompt: the name of an error of `FAILURES` raises it, `wait` never ends,
+`hold` ends when it is released.
 """
 
 import asyncio
@@ -29,7 +30,9 @@ from server.errors import (
 )
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo, Timings
 from server.http.connection import Connection
+from server.idempotency import Answers
 from server.metrics import Metrics
+from server.reuse import Reuse
 
 MODEL = ModelInfo(
     name="fake",
@@ -61,13 +64,20 @@ TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, 
 
 @dataclass
 class FakeEngine:
-    """Answers at once; `requests` and `cancelled` are what it was asked for, in order."""
+    """Answers at once; `requests`, `reuses` and `cancelled` are what it was asked for, in order.
+
+    A picture that is finished or being made is the real engine's affair; here `found` says of how many
+    pictures of an answer that is so.
+    """
 
     model_info: ModelInfo | None = MODEL
     ready: bool = True
     auto_steps: int = 3
+    found: tuple[int, int] = (0, 0)
     requests: list[GenerationRequest] = field(default_factory=list)
+    reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
 
     @property
     def model(self) -> ModelInfo:
@@ -80,8 +90,11 @@ class FakeEngine:
     def steps_for_auto(self) -> int:
         return self.auto_steps
 
-    async def submit(self, request: GenerationRequest) -> GenerationResult:
+    async def submit(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
         self.requests.append(request)
+        self.reuses.append(reuse)
+        while request.prompt == "hold" and not self.released.is_set():
+            await asyncio.sleep(0.005)
         if error := FAILURES.get(request.prompt):
             raise error
         if request.prompt == "wait":
@@ -89,9 +102,16 @@ class FakeEngine:
                 await asyncio.Event().wait()
             finally:
                 self.cancelled.append(request)
-        images = [picture(image) for image in request.images()]
+        cached, joined = self.found
         return GenerationResult(
-            id=request.id, model=self.model.name, steps=request.steps, images=images, timings=TIMINGS
+            id=request.id,
+            model=self.model.name,
+            steps=request.steps,
+            images=[picture(image) for image in request.images()],
+            timings=TIMINGS,
+            created=int(time.time()),
+            cached=cached,
+            joined=joined,
         )
 
     def last(self) -> GenerationRequest:
@@ -117,7 +137,8 @@ def picture(image: ImageRequest) -> Image:
 @contextmanager
 def serving(engine: FakeEngine) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
-    app = assemble(cast(Engine, engine), Metrics())
+    metrics = Metrics()
+    app = assemble(cast(Engine, engine), metrics, Answers(1 << 20, metrics=metrics))
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -204,15 +204,20 @@ def test_a_tag_tells_everything_that_decides_the_file(client: httpx.Client) -> N
             {"height": 272},
             {"num_inference_steps": 3},
             {"guidance_scale": 2},
-            {"negative_prompt": "b"},
+            {"guidance_scale": 2, "negative_prompt": "b"},
             {"max_sequence_length": 128},
             {"output_format": "jpeg"},
-            {"output_quality": 50},
+            {"output_format": "jpeg", "output_quality": 50},
             {"embed_prompt": "true"},
         )
     ]
     assert all(one != other for one, other in itertools.combinations(tags, 2))
     assert tag(client, priority="low") == tag(client, deadline_ms=9000) == tag(client, width=256) == tags[0]
+
+
+def test_a_tag_tells_nothing_that_has_no_say_in_the_file(client: httpx.Client) -> None:
+    for query in ({"negative_prompt": "b"}, {"output_quality": 50}, {"guidance_scale": 1}):
+        assert tag(client, **query) == tag(client)
 
 
 def test_another_model_has_other_tags(client: httpx.Client) -> None:

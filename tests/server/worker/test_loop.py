@@ -15,9 +15,10 @@ import torch
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.generate import EMBEDDED_MODEL
 from model.layout import Numerics
-from model.pipeline import Pipeline, PipelineInfo, Pixels, Sample
-from server.generation import GenerationRequest, ImageRequest
-from server.protocol import Cancel, Done, Failed, Stepped, Stop, Submit, ToFront
+from model.pipeline import Pipeline, PipelineInfo, Pixels
+from model.sampling import Sample
+from server.generation import GenerationRequest, ImageRequest, Priority
+from server.protocol import Cancel, Done, Failed, Revise, Stepped, Stop, Submit, ToFront, ToWorker
 from server.worker.loop import Inbox, Loop
 
 INFO = PipelineInfo(
@@ -94,9 +95,7 @@ class World:
     arrived: threading.Condition
 
     def submit(self, name: str, prompt: str = "a", **changes: Any) -> None:
-        fields = {"width": 16, "height": 16, "steps": 2, "seed": 7, "max_sequence_length": 16} | changes
-        (image,) = GenerationRequest(id=name, prompt=prompt, **fields).images()
-        self.inbox.put(Submit(image=image))
+        self.inbox.put(submitted(name, prompt=prompt, **changes))
 
     def answers(self, count: int) -> dict[str, Done | Failed]:
         """Wait for `count` answers and return them by request."""
@@ -188,6 +187,33 @@ def test_a_deadline_that_has_passed_is_answered() -> None:
         answer = world.answers(1)["late"]
         assert isinstance(answer, Failed)
         assert answer.code == "deadline_exceeded"
+
+
+@pytest.mark.parametrize(("first_s", "then_s", "kind"), [(0.0, None, Done), (None, 0.0, Failed)])
+def test_a_picture_has_the_deadline_that_was_told_last(
+    first_s: float | None, then_s: float | None, kind: type[ToFront]
+) -> None:
+    revised = Revise(id="a/0", priority=Priority.NORMAL, deadline_s=then_s)
+    sent = hear(FakePipeline(), [submitted("a", deadline_s=first_s), revised])
+    (answer,) = (message for message in sent if isinstance(message, Done | Failed))
+    assert type(answer) is kind
+
+
+def test_a_picture_that_becomes_urgent_overtakes() -> None:
+    class Watched(FakePipeline):
+        def denoise_step(self, samples: Sequence[FakeSample]) -> None:
+            order.extend(sample.seed for sample in samples)
+            super().denoise_step(samples)
+
+    order: list[int] = []
+    messages = [
+        submitted("first", seed=1, steps=3),
+        submitted("urgent", seed=2, width=32, steps=3, priority=Priority.LOW),
+        Revise(id="urgent/0", priority=Priority.HIGH, deadline_s=None),
+        Revise(id="unknown/0", priority=Priority.HIGH, deadline_s=0.0),
+    ]
+    hear(Watched(), messages)
+    assert order == [2, 2, 2, 1, 1, 1]
 
 
 def test_a_picture_that_cannot_be_encoded_is_answered() -> None:
@@ -315,25 +341,38 @@ def test_a_broken_device_ends_the_worker_and_fails_nobody() -> None:
 def images(count: int, **changes: Any) -> list[ImageRequest]:
     """Requests with the ids and seeds 0, 1, 2..."""
     fields = {"prompt": "a", "width": 16, "height": 16, "steps": 2, "max_sequence_length": 16} | changes
-    (first,) = GenerationRequest(id="0", seed=0, **fields).images()
-    return [msgspec.structs.replace(first, id=str(number), seed=number) for number in range(count)]
+    (first,) = GenerationRequest(id="0", **{"seed": 0} | fields).images()
+    return [msgspec.structs.replace(first, id=str(n), seed=first.seed + n) for n in range(count)]
 
 
 def run_through(
     pipeline: FakePipeline | Pipeline, requests: Sequence[ImageRequest], sent: list[ToFront] | None = None
 ) -> list[ToFront]:
     """Run the loop in this thread until it has answered all of its requests; return what it sent."""
+    return hear(pipeline, [Submit(image=request) for request in requests], sent=sent)
+
+
+def submitted(name: str, **changes: Any) -> Submit:
+    (image,) = images(1, **changes)
+    return Submit(image=msgspec.structs.replace(image, id=f"{name}/0"))
+
+
+def hear(
+    pipeline: FakePipeline | Pipeline, messages: Sequence[ToWorker], *, sent: list[ToFront] | None = None
+) -> list[ToFront]:
+    """Run the loop in this thread on messages that are all there at the beginning, until all is answered."""
     sent = [] if sent is None else sent
     inbox = Inbox()
     if isinstance(pipeline, FakePipeline):
         pipeline.gate.set()
+    requests = sum(isinstance(message, Submit) for message in messages)
 
     def send(message: ToFront) -> None:
         sent.append(message)
-        if sum(isinstance(each, Done | Failed) for each in sent) == len(requests):
+        if sum(isinstance(each, Done | Failed) for each in sent) == requests:
             inbox.put(Stop())
 
-    for request in requests:
-        inbox.put(Submit(image=request))
+    for message in messages:
+        inbox.put(message)
     Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, max_step_tokens=8192).run()
     return sent

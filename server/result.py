@@ -1,0 +1,48 @@
+"""One request's answer, put together from the pictures that it waited for."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from server.generation import GenerationRequest, GenerationResult, Image, Timings
+from server.roster import Waiter
+
+
+def result_of(
+    request: GenerationRequest,
+    images: list[Image],
+    waiters: Sequence[Waiter],
+    *,
+    model: str,
+    total_s: float,
+) -> GenerationResult:
+    """Return the answer to `request`, which took `total_s`; `waiters` are its waits in order of `images`."""
+    cached = sum(waiter.pending is None for waiter in waiters)
+    joined = sum(waiter.joined for waiter in waiters)
+    made = [
+        image.timings
+        for image, waiter in zip(images, waiters, strict=True)
+        if waiter.pending is not None and not waiter.joined
+    ]
+    return GenerationResult(
+        id=request.id,
+        model=model,
+        steps=request.steps,
+        images=images,
+        timings=_timings(made, total_s=total_s),
+        created=int(time.time()),
+        cached=cached,
+        joined=joined,
+    )
+
+
+def _timings(made: Sequence[Timings], *, total_s: float) -> Timings:
+    """Those of the picture that took longest; what is not spent in its stages is waiting.
+
+    The stages of a picture that another request had made are not this one's: of those it only waited.
+    """
+    slowest = max(made, key=lambda timings: timings.total_s, default=Timings())
+    stages_s = math.fsum((slowest.text_s, slowest.denoise_s, slowest.decode_s, slowest.encode_s))
+    return msgspec.structs.replace(slowest, queue_s=max(0.0, total_s - stages_s), total_s=total_s)
