@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from kernels import reference
+from kernels import onednn, reference
 from kernels.cases import Case, Dimensions, cases
 from kernels.ops import Ops, reference_ops, triton_ops, with_vendor_products
 
@@ -28,9 +28,10 @@ def choose(
 ) -> Ops:
     """Return the operations for a device.
 
-    `auto` is the reference on a CPU. On a GPU it is Triton, where every kernel first shows on this very
-    device that it agrees with the reference. Unless `exact` wants rows that do not see each other and the
-    same bits at every start, matrix products are the vendor's, and attention too where that is faster here.
+    `auto` is the reference on a CPU, with oneDNN's matrix products in float32. On a GPU it is Triton, where
+    every kernel first shows on this very device that it agrees with the reference. Unless `exact` wants rows
+    that do not see each other and the same bits at every start, matrix products are the vendor's, and
+    attention too where that is faster here.
 
     Args:
         name: what the user asked for.
@@ -40,6 +41,9 @@ def choose(
 
     Raises `ValueError` for Triton without a GPU.
     """
+    if name == "auto" and device.type == "cpu" and dtype == torch.float32 and onednn.is_available():
+        log.info("operations: the reference; matrix products: oneDNN")
+        return replace(reference_ops(), linear=onednn.linear, linear_gelu=onednn.linear_gelu)
     if name == "reference" or (name == "auto" and device.type != "cuda"):
         log.info("operations: the reference")
         return reference_ops()

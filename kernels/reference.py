@@ -133,9 +133,10 @@ def modulated_norm(
         owners: whose rows these are.
         quantized: whether the result is quantised.
     """
-    out = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
+    out = torch.empty_like(x)
     for span, own_shift, own_scale in zip(owners.spans, shift, scale, strict=True):
-        span.of(out).mul_(1 + own_scale).add_(own_shift)
+        normed = F.layer_norm(span.of(x), own_shift.shape, 1 + own_scale, own_shift, NORM_EPS)
+        span.of(out).copy_(normed)
     return quantize(out) if quantized else out
 
 
@@ -161,7 +162,7 @@ def gated_residual_norm(
         quantized: whether the result is quantised.
     """
     for span, own_gate in zip(owners.spans, gate, strict=True):
-        span.of(x).add_(span.of(y) * own_gate)
+        span.of(x).addcmul_(span.of(y), own_gate)
     if x.dtype == torch.float16:
         x.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
     return modulated_norm(x, shift, scale, owners, quantized=quantized)

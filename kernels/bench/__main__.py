@@ -5,18 +5,14 @@ copy bandwidth and the matrix rate that the same run measures first.
 """
 
 import argparse
-import csv
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.errors import TritonError
@@ -25,23 +21,13 @@ from triton.testing import do_bench
 from kernels import reference
 from kernels.attention import one_loop_attention
 from kernels.cases import Case, Dimensions, Operation, cases, relative_error
+from kernels.machine import Roof, appending, csv_name, describe_machine, measure_roof
 from kernels.ops import Ops, triton_ops
 from kernels.rows import Sequences
 
 SIDES = (256, 512, 768, 1024, 1536)
 BATCHES = (1, 4)
 Timer = Callable[[Callable[[], object]], tuple[float, float, float]]  # seconds: p20, p50, p80
-
-
-@dataclass(frozen=True, slots=True)
-class Roof:
-    """What the machine does at best, in the same run."""
-
-    bytes_per_s: float
-    flops_per_s: float
-
-    def floor_s(self, case: Case) -> float:
-        return max(case.bytes_moved / self.bytes_per_s, case.flops / self.flops_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +44,7 @@ class Row:
     floor_us: float
     share_of_floor: float
     error: float
-    gpu: str
+    device: str
     driver: str
     torch: str
     triton: str
@@ -74,15 +60,11 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("python -m kernels.bench needs a GPU: PyTorch sees none")
     device, dtype = torch.device("cuda"), torch.bfloat16
-    machine = describe_machine()
+    machine = describe_machine(device)
     roof = measure_roof(device, dtype)
-    print(f"{machine['gpu']}: {roof.bytes_per_s / 1e12:.2f} TB/s, {roof.flops_per_s / 1e12:.0f} TFLOP/s")
-    output = options.output or Path(__file__).parent / f"{machine['gpu'].lower().replace(' ', '-')}.csv"
-    is_new = not output.exists()
-    with output.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        if is_new:
-            writer.writeheader()
+    print(f"{machine['device']}: {roof}")
+    output = options.output or Path(__file__).parent / csv_name(machine)
+    with appending(output, Row) as write:
         rows = bench(
             shapes(options.sides, options.batches, dtype=dtype, device=device),
             ops=triton_ops(),
@@ -94,8 +76,7 @@ def main() -> None:
             compiler=compiled,
         )
         for row in rows:
-            writer.writerow(asdict(row))
-            file.flush()
+            write(row)
             print(
                 f"{row.op:20} {row.shape:28} {row.implementation:24} {row.p50_us:9.1f} us, "
                 f"{100 * row.share_of_floor:3.0f} % of the floor"
@@ -195,36 +176,6 @@ def seconds(call: Callable[[], object]) -> tuple[float, float, float]:
     """Time a call on the GPU, the L2 cache cleared before each."""
     p20, p50, p80 = do_bench(call, quantiles=[0.2, 0.5, 0.8])
     return p20 / 1000, p50 / 1000, p80 / 1000
-
-
-def measure_roof(device: torch.device, dtype: torch.dtype) -> Roof:
-    """Copy 1 GiB, and multiply random matrices of 8192 squared."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    side = 8192
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    _, copy_s, _ = seconds(lambda: target.copy_(source))
-    _, product_s, _ = seconds(lambda: a @ b)
-    return Roof(2 * source.nbytes / copy_s, 2 * side**3 / product_s)
-
-
-def describe_machine() -> dict[str, str]:
-    return {
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
-        "driver": _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": _said_by("git", "rev-parse", "--short", "HEAD"),
-    }
-
-
-def _said_by(*command: str) -> str:
-    try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

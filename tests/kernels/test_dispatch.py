@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import activation, attention, matmul, reference
+from kernels import activation, attention, matmul, onednn, reference
 from kernels.cases import Case, Dimensions, cases
 from kernels.dispatch import choose, trusted
 from kernels.ops import Ops, reference_ops, triton_ops, with_vendor_products
@@ -33,14 +33,22 @@ SMALL = TransformerConfig(
 )
 
 
-def chosen(name: str, device: str = "cpu") -> Ops:
-    return choose(name, device=torch.device(device), dtype=torch.float32, exact=True, dimensions=SMALL_CASES)
+def chosen(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Ops:
+    return choose(name, device=torch.device(device), dtype=dtype, exact=True, dimensions=SMALL_CASES)
 
 
-def test_a_cpu_runs_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_a_cpu_runs_the_reference(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
-        assert chosen("auto") == reference_ops()
+        assert chosen(name, dtype=torch.bfloat16) == reference_ops()
     assert caplog.messages == ["operations: the reference"]
+
+
+@pytest.mark.skipif(not onednn.is_available(), reason="oneDNN is part of PyTorch on x86 only")
+def test_in_float32_its_products_are_those_of_onednn() -> None:
+    expected = replace(reference_ops(), linear=onednn.linear, linear_gelu=onednn.linear_gelu)
+    assert chosen("auto") == expected
+    assert chosen("reference") == reference_ops()
 
 
 def test_triton_and_the_reference_can_be_asked_for() -> None:

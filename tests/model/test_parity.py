@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import FluxPipeline
 
 from kernels import reference as ops
+from kernels.dispatch import KernelsName
 from model.conditioning import Prompt
 from model.layout import Numerics
 from model.pipeline import Pipeline
@@ -31,8 +32,10 @@ class Run:
     prompt: str = PROMPT
 
 
-def load(folder: Path, numerics: Numerics = Numerics.EXACT) -> Pipeline:
-    return Pipeline.load(folder, device=torch.device("cpu"), dtype=torch.float32, numerics=numerics)
+def load(folder: Path, numerics: Numerics = Numerics.EXACT, kernels: KernelsName = "auto") -> Pipeline:
+    return Pipeline.load(
+        folder, device=torch.device("cpu"), dtype=torch.float32, numerics=numerics, kernels=kernels
+    )
 
 
 def our_latents(pipeline: Pipeline, run: Run) -> tuple[torch.Tensor, np.ndarray]:
@@ -109,6 +112,12 @@ def test_schnell_agrees_with_diffusers(oracle: Oracle, run: Run, numerics: Numer
     assert_same_picture(load(folder, numerics), theirs, run)
 
 
+def test_the_reference_agrees_with_diffusers(oracle: Oracle) -> None:
+    """Where the processor has faster matrix products, the tests above have run those."""
+    theirs, folder = oracle()
+    assert_same_picture(load(folder, kernels="reference"), theirs, Run(width=272, height=496, steps=2))
+
+
 @pytest.mark.parametrize(
     "run",
     [Run(guidance=3.5, steps=4), Run(guidance=7.0, steps=3, width=512, height=384, length=512)],
@@ -146,7 +155,7 @@ def test_small_mistakes_are_caught(
     """Weights of small magnitude, where an epsilon counts: the right code agrees, the wrong one does not."""
     theirs, folder = oracle(small=True)
     run = Run(steps=4)
-    pipeline = load(folder)
+    pipeline = load(folder, kernels="reference")
     assert_same_picture(pipeline, theirs, run)
     mistake(monkeypatch)
     expected, _ = their_latents(theirs, run)

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from kernels.dispatch import KernelsName, choose
 from model.config import TransformerConfig
 from model.layout import Layout, Numerics, Shape
 from model.transformer import Transformer, scaled_time, sinusoid
@@ -50,13 +51,20 @@ def test_full_size_has_the_tensors_of_the_published_file(
     assert state["final_layer.adaLN_modulation.1.weight"].shape == (6144, 3072)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "kernels"),
+    [(torch.float32, "auto"), (torch.float32, "reference"), (torch.bfloat16, "auto")],
+    ids=["float32", "float32-reference", "bfloat16"],
+)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @torch.inference_mode()
-def test_in_exact_numerics_neighbours_change_no_bit(dtype: torch.dtype, threads: int) -> None:
+def test_in_exact_numerics_neighbours_change_no_bit(
+    dtype: torch.dtype, kernels: KernelsName, threads: int
+) -> None:
     rng = random.Random(threads)
     torch.manual_seed(threads)
-    transformer = Transformer(SMALL).to(dtype)
+    ops = choose(kernels, device=torch.device("cpu"), dtype=dtype, exact=True, heads=3, head_dim=32)
+    transformer = Transformer(SMALL, ops).to(dtype)
     shapes = [Shape(64, 16, 16), Shape(77, 17, 31), Shape(33, 16, 24), Shape(128, 20, 16)]
     images = [torch.randn(shape.img_rows, 64, dtype=dtype) for shape in shapes]
     texts = [torch.randn(shape.txt_rows, 96, dtype=dtype) for shape in shapes]
