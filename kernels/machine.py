@@ -63,6 +63,7 @@ def csv_name(machine: dict[str, str]) -> str:
 def appending(path: Path, row_type: type[Row]) -> Iterator[Callable[[Row], None]]:
     """Yield what writes a row, a dataclass, to the end of a CSV; what was written stays if the run does not.
 
+    Numbers are written in six digits, which is more than a measurement has.
     Raises `ValueError` for a file whose columns are others.
     """
     columns = [field.name for field in fields(row_type)]
@@ -76,7 +77,8 @@ def appending(path: Path, row_type: type[Row]) -> Iterator[Callable[[Row], None]
             writer.writeheader()
 
         def write(row: Row) -> None:
-            writer.writerow(asdict(row))
+            cells = asdict(row)
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in cells.items()})
             file.flush()
 
         yield write

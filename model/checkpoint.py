@@ -20,6 +20,7 @@ from model.loading import Component, load_into
 from model.recognition import Found, Part, find_parts
 from model.safetensors_file import CheckpointError
 from model.sampling import LATENT_CHANNELS
+from model.sizes import Sizes
 
 __all__ = ["Checkpoint", "CheckpointError", "combined_digest", "load_into", "open_checkpoint"]
 
@@ -51,6 +52,10 @@ class Checkpoint:
         """Stored bytes of all components."""
         components = (self.transformer, self.autoencoder, self.clip, self.t5)
         return sum(component.size_bytes for component in components)
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.transformer_config, self.autoencoder_config, self.clip_config, self.t5_config)
 
 
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:

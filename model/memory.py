@@ -9,14 +9,9 @@ tensors. On top come the CUDA context, the workspaces of cuBLAS and cuDNN, what 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, T5Config
-from transformers.models.clip.modeling_clip import CLIPTextModel
-from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from kernels import reference
 from kernels.devices import Target, simulating
@@ -25,58 +20,21 @@ from kernels.launches import caught
 from kernels.ops import Ops, triton_ops, with_vendor_products
 from model.allocations import Allocations
 from model.arena import Arena
-from model.autoencoder import Autoencoder
 from model.conditioning import Prompt
-from model.config import AutoencoderConfig, ScheduleConfig, TransformerConfig
 from model.layout import Numerics
 from model.lending import Memory
-from model.pipeline import Pipeline, PipelineInfo
-from model.quantization import Quantization, QuantizedLinear
+from model.pipeline import Pipeline
+from model.quantization import Quantization
+from model.random_weights import STEPS, TXT_ROWS, random_pipeline
 from model.sampling import PIXELS_PER_PATCH
-from model.text import T5, Clip
-from model.transformer import Transformer
+from model.sizes import Sizes, weight_bytes
 
 CARDS_GB = (24, 32, 48, 80, 141)
 GB = 10**9
-STEPS = 4
-TXT_ROWS = 256
 DTYPE = torch.bfloat16
 META = torch.device("meta")
 HOPPER = Target((9, 0), 132)
 QUANTIZATIONS = {"bfloat16": Quantization.NONE, "fp8": Quantization.WEIGHTS_AND_INPUTS}
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Of the four modules."""
-
-    transformer: TransformerConfig
-    autoencoder: AutoencoderConfig
-    clip: CLIPTextConfig
-    t5: T5Config
-
-    @classmethod
-    def published(cls) -> Self:
-        """FLUX.1 [schnell], as its configuration files have it."""
-        clip = CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            bos_token_id=0,
-            eos_token_id=2,
-        )
-        t5 = T5Config(
-            vocab_size=32128,
-            d_model=4096,
-            d_kv=64,
-            d_ff=10240,
-            num_layers=24,
-            num_heads=64,
-            feed_forward_proj="gated-gelu",
-        )
-        return cls(TransformerConfig(), AutoencoderConfig(), clip, t5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,39 +107,14 @@ def weightless(
     sizes: Sizes, memory: Memory, ops: Ops, quantization: Quantization = Quantization.NONE
 ) -> Pipeline:
     """Build a pipeline on the meta device."""
-    with META:
-        transformer, autoencoder = Transformer(sizes.transformer, ops), Autoencoder(sizes.autoencoder, ops)
-        clip, t5 = CLIPTextModel(sizes.clip), T5EncoderModel(sizes.t5)
-    modules: tuple[nn.Module, ...] = (transformer, autoencoder, clip, t5)
-    for module in modules:
-        module.to(DTYPE).eval()
-    transformer.quantize(quantization)
-    for module in transformer.modules():
-        if isinstance(module, QuantizedLinear):
-            module.take(module.weight.detach())
-    autoencoder.to_channels_last()
-    tokenizer: Any = _tokens
-    info = PipelineInfo(
-        name="weightless",
-        digest="",
-        device=str(META),
-        dtype=str(DTYPE).removeprefix("torch."),
-        numerics=Numerics.FAST.value,
-        quantize="none" if quantization is Quantization.NONE else "fp8",
-        guidance_embed=sizes.transformer.guidance_embed,
-        default_width=sizes.autoencoder.sample_size,
-        default_height=sizes.autoencoder.sample_size,
-        default_steps=STEPS,
-        default_sequence_length=TXT_ROWS,
-    )
-    return Pipeline(
-        info=info,
-        transformer=transformer,
-        autoencoder=autoencoder,
-        clip=Clip(clip, tokenizer, device=META, memory=memory),
-        t5=T5(t5, tokenizer, ops, device=META, memory=memory),
-        schedule=ScheduleConfig(),
-        conditioning_cache_bytes=256 << 20,
+    return random_pipeline(
+        sizes,
+        ops,
+        device=META,
+        dtype=DTYPE,
+        numerics=Numerics.FAST,
+        quantization=quantization,
+        memory=memory,
     )
 
 
@@ -214,11 +147,6 @@ def stage_peaks(pipeline: Pipeline, take_peak: Callable[[], int], *, side: int, 
     return Peaks(encoding, stepping, take_peak())
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers, tied ones once."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
 def arena_bytes(modules: Iterable[nn.Module]) -> int:
     """Return what the weights of modules take in host memory."""
     with META:
@@ -249,11 +177,6 @@ def fits(size_bytes: int) -> str:
         if (left := card_gb - size_bytes / GB) >= 0:
             return f"{card_gb} GB ({left:.1f} left)"
     return f"none up to {CARDS_GB[-1]} GB"
-
-
-def _tokens(texts: Sequence[str], *, max_length: int, **_: object) -> SimpleNamespace:
-    """Stand for a tokenizer: for memory only the number of tokens matters."""
-    return SimpleNamespace(input_ids=torch.zeros(len(texts), max_length, dtype=torch.long))
 
 
 def _quantized_linear(

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels.cases import Dimensions
 from kernels.dispatch import KernelsName, choose
 from kernels.rows import Owners, spans
 from model.autoencoder import Autoencoder
@@ -113,7 +112,7 @@ class Pipeline:
             device=device,
             dtype=dtype,
             exact=numerics is Numerics.EXACT,
-            dimensions=_dimensions(checkpoint),
+            dimensions=checkpoint.sizes.dimensions,
         )
         with torch.device("meta"):
             transformer = Transformer(config, ops)
@@ -338,18 +337,6 @@ class Pipeline:
             raise ArithmeticError("the decoded picture holds values that are not finite")
         pixels: Pixels = self.ops.to_pixels(image).cpu().numpy()
         return pixels
-
-
-def _dimensions(checkpoint: Checkpoint) -> Dimensions:
-    """Return the widths at which this model's operations run."""
-    transformer, autoencoder = checkpoint.transformer_config, checkpoint.autoencoder_config
-    return Dimensions(
-        heads=transformer.num_heads,
-        head_dim=transformer.head_dim,
-        text_width=checkpoint.t5_config.d_model,
-        channels=autoencoder.channels,
-        norm_groups=autoencoder.norm_groups,
-    )
 
 
 class _Defaults(TypedDict):

@@ -13,7 +13,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from model.memory import Sizes, needs, table
+from model.memory import needs, table
+from model.sizes import Sizes
 from server.settings import markdown_table
 from tests.e2e.conftest import Server, running_server
 

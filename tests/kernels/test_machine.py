@@ -33,11 +33,14 @@ class Measured:
 
 def test_rows_are_added_to_those_of_earlier_runs(tmp_path: Path) -> None:
     file = tmp_path / "a-gpu.csv"
-    for row in (Measured("norm", 0.5), Measured("linear", 2.0)):
+    for row, written in (
+        (Measured("norm", 0.5), "norm,0.5\n"),
+        (Measured("linear", 2 / 3), "linear,0.666667\n"),
+    ):
         with appending(file, Measured) as write:
             write(row)
-            assert file.read_text().endswith(f"{row.op},{row.seconds}\n")  # at once, not at the end
-    assert file.read_text() == "op,seconds\nnorm,0.5\nlinear,2.0\n"
+            assert file.read_text().endswith(written), "at once, not at the end"
+    assert file.read_text() == "op,seconds\nnorm,0.5\nlinear,0.666667\n"
 
 
 def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:

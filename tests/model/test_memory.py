@@ -16,29 +16,22 @@ from model.memory import (
     CARDS_GB,
     Need,
     Peaks,
-    Sizes,
     computed_peaks,
     fits,
     needs,
     stage_peaks,
     table,
-    weight_bytes,
     weightless,
 )
 from model.pipeline import Pipeline
 from model.quantization import Quantization
+from model.sizes import Sizes, weight_bytes
 
 MIB = 1 << 20
 
 
 def embedded() -> Sizes:
-    checkpoint = open_checkpoint(EMBEDDED_MODEL)
-    return Sizes(
-        checkpoint.transformer_config,
-        checkpoint.autoencoder_config,
-        checkpoint.clip_config,
-        checkpoint.t5_config,
-    )
+    return open_checkpoint(EMBEDDED_MODEL).sizes
 
 
 def load(device: str, memory: Memory = Memory.FULL) -> Pipeline:
