@@ -149,8 +149,8 @@ class Measured:
 
 @pytest.mark.parametrize("memory", Memory)
 def test_a_cpu_allocates_what_was_computed(memory: Memory) -> None:
-    """But for what CUDA's allocator rounds up, and what only a CPU needs: scratch memory of attention, which is
-    1 % of a step, and the buffers of convolutions."""
+    """But for what CUDA's allocator rounds up, and what only a CPU needs: scratch memory of attention, 1 % of
+    a step, and the buffers of convolutions."""
     loaded = load("cpu", memory)
     lent = [*loaded.clip.model.parameters(), *loaded.t5.model.parameters()]
     with Measured() as process:
