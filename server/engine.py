@@ -16,11 +16,12 @@ import msgspec
 import structlog
 
 from server.admission import Admission, auto_steps
+from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ModelInfo
 from server.metrics import Metrics
 from server.protocol import CacheReport, Cancel, Done, Failed, Ready, Start, Stepped, Submit, ToFront
-from server.roster import MAX_FAILED_STARTS, Pending, Worker, fail, is_hopeless
+from server.roster import MAX_FAILED_STARTS, Pending, Worker, fail, is_finished, is_hopeless
 from server.router import choose
 from server.supervisor import WORKER_COMMAND, State, Supervisor
 
@@ -179,14 +180,13 @@ class Engine:
             raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
         # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
         images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
-        costs = [self._admission.cost_s(image, model) for image in images]
-        self._admission.admit(sum(costs), workers=workers, deadline_s=request.deadline_s)
+        admitted = self._admission.admit(images, model, workers=workers, deadline_s=request.deadline_s)
         self._metrics.backlog(self._admission.backlog_s)
         deadline = None if request.deadline_s is None else now + request.deadline_s
         loop = asyncio.get_running_loop()
         pendings = [
-            Pending(request.id, image, cost_s, deadline, loop.create_future())
-            for image, cost_s in zip(images, costs, strict=True)
+            Pending(request.id, image, each, deadline, loop.create_future())
+            for image, each in zip(images, admitted, strict=True)
         ]
         self._unanswered.update(pendings)
         return pendings
@@ -196,7 +196,7 @@ class Engine:
         if pending not in self._unanswered:
             return
         self._unanswered.discard(pending)
-        self._admission.release(pending.cost_s)
+        self._admission.release(pending.admitted, finished=is_finished(pending))
         self._metrics.backlog(self._admission.backlog_s)
         for queue in (self._waiting, self._suspects):
             if pending in queue:
@@ -224,7 +224,7 @@ class Engine:
             pending = self._waiting.popleft()
             size = (pending.image.width, pending.image.height)
             loads = [self._workers[index].load(index) for index in open_to_all]
-            self._hand_over(pending, choose(loads, size=size, cost_s=pending.cost_s))
+            self._hand_over(pending, choose(loads, size=size, saved_s=pending.admitted.bill.shared_s))
 
     def _hand_over(self, pending: Pending, index: int) -> None:
         pending.attempts += 1
@@ -241,8 +241,8 @@ class Engine:
         def hear(message: ToFront) -> None:
             self._workers[index].quiet_since = asyncio.get_running_loop().time()
             match message:
-                case Ready(model=model):
-                    self._learn(index, model)
+                case Ready(model=model, costs=costs):
+                    self._learn(index, model, costs)
                 case Done(id=image_id, image=image):
                     self._settle(index, image_id, image)
                 case Failed(id=image_id, code=code, message=reason):
@@ -277,11 +277,11 @@ class Engine:
         elif isinstance(answer, ServerError):
             fail(pending, answer)
         else:
-            self._admission.observe(pending.image, self.model, answer.timings.device_s)
+            self._admission.observe(pending.admitted, answer.timings.device_s)
             pending.answer.set_result(answer)
         self._dispatch()
 
-    def _learn(self, index: int, model: ModelInfo) -> None:
+    def _learn(self, index: int, model: ModelInfo, costs: CostTable) -> None:
         """Take the first worker's word for what is served; one that would make other pictures is refused."""
         served = self._model or model
         if _decides(model) != _decides(served):
@@ -290,7 +290,7 @@ class Engine:
             self._workers[index].supervisor.refuse(reason)
             return
         self._model = served
-        self._admission.start_from(model)
+        self._admission.start_from(costs)
         self._metrics.model(model)
 
     def _changer(self, index: int) -> Callable[[], None]:

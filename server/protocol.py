@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from server.costs import CostTable
 from server.generation import Image, ImageRequest, ModelInfo
 
 FRAME_HEADER: Final = struct.Struct(">I")
@@ -29,7 +30,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     kernels: str
     threads: int
     max_steps: int
-    max_step_tokens: int
+    data_dir: str
+    calibration_s: float
     conditioning_cache_bytes: int
     verify_weights: str
     allow_pickle: bool
@@ -52,7 +54,10 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The model is loaded and warm; `costs` is what its device takes for a picture."""
+
     model: ModelInfo
+    costs: CostTable
 
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag="stepped"):

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
+from server.admission import Admitted
 from server.errors import ServerError
 from server.generation import Image, ImageRequest
 from server.router import Load
@@ -18,7 +19,7 @@ class Pending:
 
     request_id: str
     image: ImageRequest
-    cost_s: float
+    admitted: Admitted
     deadline: float | None
     answer: "asyncio.Future[Image]"
     attempts: int = 0
@@ -42,7 +43,7 @@ class Worker:
     def load(self, index: int) -> Load:
         return Load(
             worker=index,
-            backlog_s=sum(pending.cost_s for pending in self.in_hand.values()),
+            backlog_s=sum(pending.admitted.cost_s for pending in self.in_hand.values()),
             sizes=frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values()),
         )
 
@@ -50,6 +51,12 @@ class Worker:
 def is_hopeless(supervisor: Supervisor) -> bool:
     gone = supervisor.state in (State.REFUSED, State.STOPPED)
     return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
+
+
+def is_finished(pending: Pending) -> bool:
+    """Whether it was answered with its picture."""
+    answer = pending.answer
+    return answer.done() and not answer.cancelled() and answer.exception() is None
 
 
 def fail(pending: Pending, error: ServerError) -> None:

@@ -17,7 +17,8 @@ import torch
 from model.conditioning import Prompt
 from model.pipeline import Pipeline, Pixels, Sample
 from server import __version__
-from server.batcher import Batcher, Entry, Step, StepKind
+from server.batcher import Batcher, Entry, Step
+from server.costs import Costs, StepKind, Timed
 from server.errors import Cancelled, DeadlineExceeded, GenerationFailed
 from server.generation import Image, ImageRequest, Timings, content_type
 from server.protocol import CacheReport, Cancel, Done, Failed, Start, Stepped, Stop, Submit, ToFront, ToWorker
@@ -52,14 +53,14 @@ class Loop:
     pipeline: Pipeline
     inbox: Inbox
     send: Send
-    max_step_tokens: int
+    costs: Costs
     clock: Callable[[], float] = time.monotonic
     _works: dict[str, Work] = field(default_factory=dict)
     _reported: tuple[int, int] = (0, 0)
 
     def run(self) -> None:
         """Plan and run steps; sleep on the inbox only when nothing is in hand."""
-        batcher = Batcher(max_step_tokens=self.max_step_tokens)
+        batcher = Batcher(self.costs)
         with ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder") as encoders:
             while self._receive(batcher):
                 step = batcher.plan(self.clock())
@@ -94,6 +95,7 @@ class Loop:
             height=request.height,
             steps=request.steps,
             arrived_s=now,
+            txt_rows=request.max_sequence_length,
             passes=2 if self.pipeline.uses_negative(request.guidance_scale) else 1,
             priority=request.priority,
             deadline_s=None if request.deadline_s is None else now + request.deadline_s,
@@ -109,10 +111,11 @@ class Loop:
         began_s = self.clock()
         failed = self._attempt(step.kind, works)
         seconds = self.clock() - began_s
-        tokens = sum(work.entry.tokens for work in works)
         for work in works:
-            _record(work, step.kind, seconds=seconds, share=work.entry.tokens / tokens)
-        self.send(Stepped(kind=step.kind.value, images=len(works), tokens=tokens, seconds=seconds))
+            _record(work, step.kind, seconds=seconds, share=work.entry.tokens / step.tokens)
+        self.send(Stepped(kind=step.kind.value, images=len(works), tokens=step.tokens, seconds=seconds))
+        if not failed:
+            self.costs.refine(Timed(step.kind, tuple(entry.shape for entry in step.entries), seconds))
         if step.kind is StepKind.ENCODE:
             self._report_cache()
         return failed
@@ -177,7 +180,7 @@ class Loop:
             message = "the model could not make this picture"
             self.send(Failed(id=work.request.id, code=GenerationFailed.code, message=message))
         elif work.pixels is None:
-            message = "the deadline of the request passed before its picture was finished"
+            message = "the picture cannot be finished within the deadline of its request"
             self.send(Failed(id=work.request.id, code=DeadlineExceeded.code, message=message))
         else:
             encoders.submit(self._finish, work, work.pixels)

@@ -54,10 +54,12 @@ def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterato
     """Start `python -m server` and end it whatever happens.
 
     A machine that is busy otherwise makes pictures look expensive: the bound on the backlog is far away
-    unless a test sets it.
+    unless a test sets it. Nor does every server measure for seconds what its steps cost.
     """
-    if "--max-backlog-s" not in arguments:
-        arguments = (*arguments, "--max-backlog-s", "3600")
+    defaults = {"--max-backlog-s": "3600", "--calibration-s": "0", "--data-dir": str(folder)}
+    for name, value in defaults.items():
+        if name not in arguments:
+            arguments = (*arguments, name, value)
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -13,6 +13,7 @@ import torch
 
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.pipeline import Pipeline, PipelineInfo, Pixels
+from server.costs import Costs, CostTable
 from server.generation import GenerationRequest
 from server.protocol import Cancel, Done, Failed, Stepped, Stop, Submit, ToFront
 from server.worker.loop import Inbox, Loop
@@ -29,6 +30,8 @@ INFO = PipelineInfo(
     default_steps=1,
     default_sequence_length=16,
 )
+
+LAUNCH_BOUND = CostTable(step_floor_s=1e-3, row_s=1e-6)  # sharing costs nothing, so that everybody shares
 
 
 @dataclass
@@ -116,7 +119,9 @@ def running(*, paused: bool = False) -> Iterator[World]:
     world = World(FakePipeline(), Inbox(), sent, arrived)
     if not paused:
         world.pipeline.gate.set()
-    loop = Loop(pipeline=cast(Pipeline, world.pipeline), inbox=world.inbox, send=send, max_step_tokens=8192)
+    loop = Loop(
+        pipeline=cast(Pipeline, world.pipeline), inbox=world.inbox, send=send, costs=Costs.of(LAUNCH_BOUND)
+    )
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
@@ -238,5 +243,5 @@ def run_through(pipeline: FakePipeline, *, requests: int, sent: list[ToFront] | 
         fields = {"width": 16, "height": 16, "steps": 2, "seed": number, "max_sequence_length": 16}
         (image,) = GenerationRequest(id=str(number), prompt="a", **fields).images()  # type: ignore[arg-type]
         inbox.put(Submit(image=image))
-    Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, max_step_tokens=8192).run()
+    Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, costs=Costs.of(LAUNCH_BOUND)).run()
     return sent
