@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mix", default="256", help="sizes and weights: 256:60,512x384:40")
     parser.add_argument("--duration", type=float, default=30.0, help="seconds of arrivals for each rate")
     parser.add_argument("--variation", type=float, default=1.0, help="of the gaps; 1 is Poisson, 3 bursts")
-    parser.add_argument("--trace", type=Path, help="CSV with at_s, width, height instead of rates")
+    parser.add_argument("--trace", type=Path, help="CSV with arrived_s, width, height instead of rates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--plot", type=Path, help="PNG to write: latency against offered load")

@@ -4,6 +4,7 @@ import random
 import socket
 import sys
 
+from server.costs import CostTable
 from server.generation import Image, ModelInfo, Timings
 from server.protocol import Done, Ready, Start, Stop, Submit
 from server.worker.connection import Connection
@@ -22,7 +23,6 @@ MODEL = ModelInfo(
     default_steps=4,
     max_steps=4,
     default_sequence_length=128,
-    warm_up_s=1e-6,
 )
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     connection = Connection(socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1])))
     messages = connection.messages()
     assert isinstance(next(messages), Start)
-    connection.send(Ready(model=MODEL))
+    connection.send(Ready(model=MODEL, costs=CostTable(decode_pixel_s=1e-12)))
     for message in messages:
         match message:
             case Submit(image=request):

@@ -83,7 +83,7 @@ def arrivals(
 
 
 def recorded(path: Path, rng: random.Random) -> list[Arrival]:
-    """Read a trace: CSV with the columns `at_s`, `width`, `height` and, if there, `prompt` and `seed`."""
+    """Read a trace: CSV with `arrived_s`, `width`, `height` and, if there, `prompt` and `seed`."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     made = []
@@ -91,7 +91,7 @@ def recorded(path: Path, rng: random.Random) -> list[Arrival]:
         try:
             made.append(
                 Arrival(
-                    at_s=float(row["at_s"]),
+                    at_s=float(row["arrived_s"]),
                     width=int(row["width"]),
                     height=int(row["height"]),
                     prompt=row.get("prompt") or rng.choice(PROMPTS),
@@ -99,5 +99,6 @@ def recorded(path: Path, rng: random.Random) -> list[Arrival]:
                 )
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: {row}; allowed: numbers at_s, width, height") from error
+            allowed = "numbers arrived_s, width, height"
+            raise ValueError(f"{path}, line {number}: {row}; allowed: {allowed}") from error
     return sorted(made, key=lambda arrival: arrival.at_s)

@@ -1,8 +1,10 @@
 """Where everything meets: settings become workers, an engine, and an application with all its routes."""
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -81,7 +83,8 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
             memory=settings.memory,
             threads=threads,
             max_steps=settings.max_steps,
-            max_step_tokens=settings.max_step_tokens,
+            data_dir=str(_at_home(settings.data_dir)),
+            calibration_s=settings.calibration_s,
             conditioning_cache_bytes=settings.conditioning_cache_mb << 20,
             verify_weights=settings.verify_weights,
             allow_pickle=settings.allow_pickle,
@@ -90,6 +93,14 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
         )
         for device in devices
     ]
+
+
+def _at_home(path: Path) -> Path:
+    """Return `path` with `~` replaced; a user without a home has only what is temporary."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), *path.parts[1:])
 
 
 def _answer_unrouted(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception], Response]:

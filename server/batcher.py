@@ -6,12 +6,16 @@ The step is the unit: pictures join, leave, are cancelled and overtake each othe
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
+from typing import Final
 
+from server.costs import Bill, Costs, Shape, StepKind
+from server.fairness import FairClock, Share, weigh
 from server.generation import Priority, image_tokens
 
-MAX_TEXTS = 8  # of one encoding: its attention scores grow with them, and nobody steps meanwhile
-RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+MAX_TEXTS: Final = 8  # of one encoding: its attention scores grow with them, and nobody steps meanwhile
+FORESIGHT: Final = 16.0  # a device-second saved is worth so many lost: it also helps those still to come
+SURELY: Final = 0.9  # what cannot be done in this part of its predicted time is given up
 
 
 class Phase(Enum):
@@ -23,26 +27,22 @@ class Phase(Enum):
     DONE = auto()
 
 
-class StepKind(StrEnum):
-    """What the device does next. DROP does nothing on it: these pictures are too late to be finished."""
-
-    ENCODE = "encode"
-    DENOISE = "denoise"
-    DECODE = "decode"
-    DROP = "drop"
-
-
 @dataclass(slots=True)
 class Entry:
-    """One picture in hand. Times are on the caller's clock, in seconds; `passes` is 2 with guidance."""
+    """One picture in hand. Times are on the caller's clock, in seconds; `passes` is 2 with guidance.
+
+    `key` is whose picture it is: keys share the device evenly.
+    """
 
     id: str
     width: int
     height: int
     steps: int
     arrived_s: float
+    txt_rows: int
     passes: int = 1
     priority: Priority = Priority.NORMAL
+    key: str = ""
     deadline_s: float | None = None
     phase: Phase = Phase.TEXT
     steps_done: int = 0
@@ -52,9 +52,17 @@ class Entry:
         return self.width, self.height
 
     @property
+    def shape(self) -> Shape:
+        return Shape(self.width, self.height, self.txt_rows, self.passes)
+
+    @property
     def tokens(self) -> int:
         """Transformer rows of the image in one step."""
         return image_tokens(self.width, self.height) * self.passes
+
+    @property
+    def steps_left(self) -> int:
+        return self.steps - self.steps_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,98 +75,243 @@ class Step:
         return sum(entry.tokens for entry in self.entries)
 
 
+@dataclass(eq=False, slots=True)
+class _Place:
+    """An entry's place in the order. Costs are device-seconds as predicted when it came."""
+
+    entry: Entry
+    bill: Bill
+    share: Share
+    running: bool = False
+    made_way: bool = False  # it could have stepped, and let an encoding go first
+    joined_s: float = 0.0  # what its share counts on
+    left_s: float = 0.0
+    rank: float = 0.0  # lower goes first: when it is due, less what is done of it already
+
+    def settle(self) -> float:
+        """Account for what its entry has done; return the device-seconds that this was."""
+        entry, bill, before_s = self.entry, self.bill, self.left_s
+        match entry.phase:
+            case Phase.TEXT:
+                self.left_s = bill.total_s
+            case Phase.DENOISE:
+                self.left_s = entry.steps_left * bill.step_s + bill.decode_s
+            case Phase.DECODE:
+                self.left_s = bill.decode_s
+            case Phase.DONE:
+                self.left_s = 0.0
+        self.rank = self.share.due - (self.joined_s - self.left_s) / self.share.weight
+        return before_s - self.left_s
+
+    @property
+    def alone_s(self) -> float:
+        """Seconds until the picture is done if nothing else runs."""
+        bill, phase = self.bill, self.entry.phase
+        text_s = bill.text_s if phase is Phase.TEXT else 0.0
+        steps_s = 0.0 if phase is Phase.DECODE else self.entry.steps_left * bill.alone_step_s
+        return text_s + steps_s + bill.decode_s
+
+
 @dataclass(slots=True)
 class Batcher:
     """Holds the entries and plans one step at a time.
 
-    `max_step_tokens` bounds the image rows of a denoising step; a single picture may exceed it.
+    **Order.** As they would finish if the device were shared among all at once, by weight: small work first,
+    larger work later but not last, what is nearly done before what is not begun. An entry weighs by its
+    priority and a little by its size, and the entries of a key together weigh as much as those of any other
+    key in hand. Whoever is first in this order decides what happens next, so a decode or an encoding never
+    holds up pictures that are due earlier.
 
-    Order: what is too late leaves first; then texts, since one encoding lets a picture join the next step,
-    but not twice in a row while something could be denoised; then one decode, so that a finished picture is
-    not held back by those that still step; then a denoising step of one size.
+    **Company.** Others join the first one's step, in the same order, where by the cost table that saves the
+    device more than it costs those in the step: of any size where mixing costs nothing, few where steps are
+    no cheaper together, more the more are waiting. Nobody joins who would make another's deadline fail, nor
+    beyond the rows that the device has memory for.
 
-    Sizes take turns: a size that has stepped, or comes in hand, goes to the end of the line, and the first
-    in line that has a picture of the highest priority waiting is next. So within one priority every other
-    size steps at most once between two steps of a size, and a size that comes in hand beside S others waits
-    for at most S steps, whatever comes after it. Within its size a picture waits for those before it that
-    fill the bound. A lower priority waits while a higher one has work.
+    **Deadlines.** Entries that would miss theirs in this order go first, the earliest deadline before the
+    others, in every second step at most. What cannot be done in time even alone is dropped.
+
+    **Nobody starves.** Take an entry that costs c seconds and weighs w. Once the device has done c / w * W
+    seconds of work after it came, W being the largest weight in hand meanwhile, it is due, and no newcomer
+    goes before it in the order. Two steps in a row are not led by deadlines, nor does who is first make way
+    for an encoding twice: so, counting the stages that those in hand when it is due have still to run, it is
+    done at the latest after four times as many steps.
     """
 
-    max_step_tokens: int
-    _entries: dict[str, Entry] = field(default_factory=dict)
-    _encoded_last: bool = False
-    _turns: list[tuple[int, int]] = field(default_factory=list)  # the sizes in hand, the next one first
+    costs: Costs
+    _places: dict[str, _Place] = field(default_factory=dict)
+    _clock: FairClock = field(default_factory=FairClock)
+    _rescued_last: bool = False
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._places)
 
     def add(self, entry: Entry) -> None:
         """Take a picture in hand; its id must be new."""
-        assert entry.id not in self._entries, f"{entry.id} is in hand already"
-        self._entries[entry.id] = entry
-        if entry.size not in self._turns:
-            self._turns.append(entry.size)
+        assert entry.id not in self._places, f"{entry.id} is in hand already"
+        bill = self.costs.bill(entry.shape, steps=entry.steps)
+        asked = weigh(entry.priority, bill.total_s)
+        share = self._clock.join(key=entry.key, cost_s=bill.total_s, weight=asked)
+        place = _Place(entry, bill, share, joined_s=bill.total_s)
+        place.settle()
+        self._places[entry.id] = place
+
+    def revise(self, entry_id: str, *, priority: Priority, deadline_s: float | None) -> None:
+        """Change the priority and the deadline of a picture, if it is in hand, for what is left of it."""
+        if (place := self._places.get(entry_id)) is None:
+            return
+        entry = place.entry
+        entry.deadline_s = deadline_s
+        if priority is not entry.priority:
+            entry.priority = priority
+            self._clock.leave(place.share, left_s=place.left_s)
+            asked = weigh(priority, place.bill.total_s)
+            place.share = self._clock.join(key=entry.key, cost_s=place.left_s, weight=asked)
+            place.joined_s = place.left_s
+            place.settle()
 
     def cancel(self, entry_id: str) -> None:
         """Forget a picture, if it is still in hand; a step that it takes part in ends without it."""
-        self._entries.pop(entry_id, None)
+        if place := self._places.pop(entry_id, None):
+            self._clock.leave(place.share, left_s=place.left_s)
 
     def plan(self, now: float) -> Step | None:
-        """Return the next step, or None when nothing is in hand."""
-        waiting = self._entries.values()
-        denoising = [entry for entry in waiting if entry.phase is Phase.DENOISE]
-        if late := [entry for entry in waiting if entry.deadline_s is not None and entry.deadline_s <= now]:
-            return Step(StepKind.DROP, tuple(late))
-        texts = [entry for entry in waiting if entry.phase is Phase.TEXT]
-        if texts and not (self._encoded_last and denoising):
-            return Step(StepKind.ENCODE, tuple(sorted(texts, key=_order)[:MAX_TEXTS]))
-        if decodes := [entry for entry in waiting if entry.phase is Phase.DECODE]:
-            return Step(StepKind.DECODE, (min(decodes, key=_order),))
-        if denoising:
-            return Step(StepKind.DENOISE, self._share(denoising))
-        return None
+        """Return the next step, or None when nothing is in hand that is not in a step already."""
+        order = sorted((place for place in self._places.values() if not place.running), key=_rank)
+        if not order:
+            return None
+        if late := [place for place in order if self._is_hopeless(place, now)]:
+            return self._begin(StepKind.DROP, late)
+        order = self._rescue(order, now)
+        first = order[0]
+        if first.entry.phase is Phase.DECODE:
+            return self._begin(StepKind.DECODE, [first])
+        if not first.made_way and (texts := self._texts(order, now)):
+            first.made_way = first.entry.phase is Phase.DENOISE
+            return self._begin(StepKind.ENCODE, texts)
+        first.made_way = False
+        return self._begin(StepKind.DENOISE, self._company(order, Phase.DENOISE, now=now))
 
     def complete(self, step: Step, *, failed: Iterable[str] = ()) -> list[Entry]:
         """Record that `step` has run, and return the entries that leave: finished, failed or dropped."""
         lost = set(failed)
         leaving: list[Entry] = []
-        if step.kind in (StepKind.ENCODE, StepKind.DENOISE):
-            self._encoded_last = step.kind is StepKind.ENCODE
         for entry in step.entries:
-            if self._entries.get(entry.id) is not entry:
+            place = self._places.get(entry.id)
+            if place is None or place.entry is not entry:
                 continue  # cancelled while the step ran
-            if entry.id not in lost:
-                _advance(entry, step.kind)
-            if entry.id in lost or entry.phase is Phase.DONE:
-                del self._entries[entry.id]
+            place.running = False
+            if entry.id in lost or step.kind is StepKind.DROP:
+                self.cancel(entry.id)
                 leaving.append(entry)
-        self._forget_sizes()
+                continue
+            _advance(entry, step.kind)
+            self._clock.advance(place.settle())
+            if entry.phase is Phase.DONE:
+                del self._places[entry.id]
+                leaving.append(entry)
         return leaving
 
-    def _share(self, entries: Sequence[Entry]) -> tuple[Entry, ...]:
-        """Choose the size whose turn it is, and as many of its entries as the bound allows, in order."""
-        highest = min(RANK[entry.priority] for entry in entries)
-        sizes = {entry.size for entry in entries if RANK[entry.priority] == highest}
-        size = next(size for size in self._turns if size in sizes)
-        self._turns.remove(size)
-        self._turns.append(size)
-        chosen: list[Entry] = []
-        tokens = 0
-        for entry in sorted((entry for entry in entries if entry.size == size), key=_order):
-            if chosen and tokens + entry.tokens > self.max_step_tokens:
+    def _begin(self, kind: StepKind, places: Sequence[_Place]) -> Step:
+        for place in places:
+            place.running = True
+        return Step(kind, tuple(place.entry for place in places))
+
+    def _is_hopeless(self, place: _Place, now: float) -> bool:
+        deadline_s = place.entry.deadline_s
+        return deadline_s is not None and now + SURELY * place.alone_s >= deadline_s
+
+    def _rescue(self, order: list[_Place], now: float) -> list[_Place]:
+        """Put those that would miss their deadline in front; in every second step behind the first."""
+        ahead_s = 0.0
+        missing: list[_Place] = []
+        for place in order:
+            deadline_s = place.entry.deadline_s
+            if deadline_s is not None and now + ahead_s + place.alone_s > deadline_s:
+                missing.append(place)
+            ahead_s += place.left_s
+        if not missing:
+            self._rescued_last = False
+            return order
+        missing.sort(key=_deadline)
+        self._rescued_last = not self._rescued_last
+        front = missing if self._rescued_last else [order[0], *missing]
+        return list(dict.fromkeys([*front, *order]))
+
+    def _texts(self, order: Sequence[_Place], now: float) -> list[_Place]:
+        """Choose the texts to encode before the next step: of those who join it, and what pays to add."""
+        company = self._company(order, Phase.TEXT, Phase.DENOISE, now=now)
+        chosen = [place for place in company if place.entry.phase is Phase.TEXT][:MAX_TEXTS]
+        if not chosen:
+            return []
+        fixed_s = self.costs.table.text_fixed_s
+        rows_s = sum(max(0.0, place.bill.text_s - fixed_s) for place in chosen)
+        for place in order:
+            row_s = max(0.0, place.bill.text_s - fixed_s)
+            if place.entry.phase is not Phase.TEXT or place in chosen:
+                continue
+            saved_s = fixed_s * _part(row_s, rows_s + row_s)
+            if len(chosen) == MAX_TEXTS or not self._pays(saved_s, row_s, kept=len(company)):
                 break
-            chosen.append(entry)
-            tokens += entry.tokens
-        return tuple(chosen)
+            chosen.append(place)
+            rows_s += row_s
+        return chosen
 
-    def _forget_sizes(self) -> None:
-        sizes = {entry.size for entry in self._entries.values()}
-        self._turns = [size for size in self._turns if size in sizes]
+    def _pays(self, saved_s: float, lost_s: float, *, kept: int) -> bool:
+        """Whether it is worth making `kept` pictures wait `lost_s` longer to save the others `saved_s`."""
+        return FORESIGHT * (len(self._places) - kept) * saved_s > kept * lost_s
+
+    def _company(self, order: Sequence[_Place], *phases: Phase, now: float) -> list[_Place]:
+        """Choose who steps with the first of `order`, of those in `phases`.
+
+        A picture that joins makes the step longer for those in it, and saves the device what its rows would
+        take in a later step of this size: all of them below the floor, above it a part of the fixed cost.
+        """
+        costs, fixed_s = self.costs, self.costs.table.step_fixed_s
+        chosen = [order[0]]
+        rows, rows_s = order[0].bill.shape.rows, order[0].bill.rows_s
+        sizes = {order[0].entry.size}
+        step_s = costs.formula_s(rows_s, sizes=1)
+        for place in order[1:]:
+            if place.entry.phase not in phases:
+                continue
+            bill, joint_sizes = place.bill, sizes | {place.entry.size}
+            joint_rows_s = rows_s + bill.rows_s
+            joint_s = costs.formula_s(joint_rows_s, sizes=len(joint_sizes))
+            lost_s = joint_s - step_s
+            saved_s = bill.rows_s + fixed_s * _part(bill.rows_s, joint_rows_s) - lost_s
+            if (
+                self._pays(saved_s, lost_s, kept=len(chosen))
+                and costs.fits(rows + bill.shape.rows)
+                and self._bearable([*chosen, place], now)
+            ):
+                chosen.append(place)
+                rows += bill.shape.rows
+                sizes, rows_s, step_s = joint_sizes, joint_rows_s, joint_s
+        return chosen
+
+    def _bearable(self, places: Sequence[_Place], now: float) -> bool:
+        """Whether all deadlines in a step still hold if the steps to come take as long as this one."""
+        if all(place.entry.deadline_s is None for place in places[:-1]):
+            return True
+        step_s = self.costs.step_s([place.bill.shape for place in places])
+        return all(
+            place.entry.deadline_s is None
+            or now + place.entry.steps_left * step_s + place.bill.decode_s <= place.entry.deadline_s
+            for place in places[:-1]
+        )
 
 
-def _order(entry: Entry) -> tuple[int, float]:
-    """Higher priority first, then arrival; at equal times the one that was added first."""
-    return RANK[entry.priority], entry.arrived_s
+def _part(own_s: float, all_s: float) -> float:
+    return own_s / all_s if all_s else 1.0
+
+
+def _rank(place: _Place) -> float:
+    return place.rank
+
+
+def _deadline(place: _Place) -> float:
+    assert place.entry.deadline_s is not None, "only deadlines are missed"
+    return place.entry.deadline_s
 
 
 def _advance(entry: Entry, kind: StepKind) -> None:
@@ -169,5 +322,7 @@ def _advance(entry: Entry, kind: StepKind) -> None:
             entry.steps_done += 1
             if entry.steps_done == entry.steps:
                 entry.phase = Phase.DECODE
-        case StepKind.DECODE | StepKind.DROP:
+        case StepKind.DECODE:
             entry.phase = Phase.DONE
+        case StepKind.DROP:
+            pass

@@ -14,9 +14,10 @@ from typing import Final
 import msgspec
 import structlog
 
-from server.admission import Admission, auto_steps
+from server.admission import Admission, Admitted, auto_steps
+from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
-from server.generation import GenerationRequest, GenerationResult, Image, ModelInfo
+from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
 from server.metrics import Metrics
 from server.protocol import CacheReport, Cancel, Done, Failed, Ready, Revise, Start, Stepped, Submit, ToFront
 from server.result import result_of
@@ -188,24 +189,30 @@ class Engine:
         model = self.model
         deadline = None if request.deadline_s is None else now + request.deadline_s
         # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
-        pictures: list[Image | Pending] = []
-        for image in msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images():
-            key = None if reuse is Reuse.NEVER else picture_key(image, model)
-            found = self._gallery.find(key) if key and reuse is Reuse.ALLOWED else None
-            pictures.append(found or Pending(image, key, self._admission.cost_s(image, model), deadline))
-        if runs := [picture for picture in pictures if isinstance(picture, Pending) and not picture.waiters]:
-            self._let_in(runs, deadline_s=request.deadline_s)
-        return [self._wait_for(picture, request, deadline=deadline) for picture in pictures]
-
-    def _let_in(self, runs: list[Pending], *, deadline_s: float | None) -> None:
-        workers = self._workers_hoped_for()
-        if workers == 0:
-            raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
-        self._admission.admit(sum(run.cost_s for run in runs), workers=workers, deadline_s=deadline_s)
-        self._metrics.backlog(self._admission.backlog_s)
+        images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
+        keys = [None if reuse is Reuse.NEVER else picture_key(image, model) for image in images]
+        found = [self._gallery.find(key) if key and reuse is Reuse.ALLOWED else None for key in keys]
+        lacking = [image for image, picture in zip(images, found, strict=True) if picture is None]
+        admitted = iter(self._let_in(lacking, model, deadline_s=request.deadline_s) if lacking else ())
+        pictures = [
+            picture or Pending(image, key, next(admitted), deadline)
+            for image, key, picture in zip(images, keys, found, strict=True)
+        ]
+        runs = [each for each in pictures if isinstance(each, Pending) and not each.waiters]
         self._unanswered.update(runs)
         self._waiting.extend(runs)
         self._gallery.began(runs)
+        return [self._wait_for(picture, request, deadline=deadline) for picture in pictures]
+
+    def _let_in(
+        self, images: list[ImageRequest], model: ModelInfo, *, deadline_s: float | None
+    ) -> list[Admitted]:
+        workers = self._workers_hoped_for()
+        if workers == 0:
+            raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
+        admitted = self._admission.admit(images, model, workers=workers, deadline_s=deadline_s)
+        self._metrics.backlog(self._admission.backlog_s)
+        return admitted
 
     def _wait_for(
         self, picture: Image | Pending, request: GenerationRequest, *, deadline: float | None
@@ -223,7 +230,7 @@ class Engine:
         """Take a picture out of everything, whether it was answered or nobody wants it any more."""
         self._unanswered.discard(pending)
         self._gallery.ended(pending)
-        self._admission.release(pending.cost_s)
+        self._admission.release(pending.admitted, finished=pending.finished)
         self._metrics.backlog(self._admission.backlog_s)
         for queue in (self._waiting, self._suspects):
             if pending in queue:
@@ -247,7 +254,7 @@ class Engine:
             pending = self._waiting.popleft()
             size = (pending.image.width, pending.image.height)
             loads = [self._workers[index].load(index) for index in open_to_all]
-            self._hand_over(pending, choose(loads, size=size, cost_s=pending.cost_s))
+            self._hand_over(pending, choose(loads, size=size, saved_s=pending.admitted.bill.shared_s))
 
     def _hand_over(self, pending: Pending, index: int) -> None:
         pending.attempts += 1
@@ -265,8 +272,8 @@ class Engine:
         def hear(message: ToFront) -> None:
             self._workers[index].quiet_since = asyncio.get_running_loop().time()
             match message:
-                case Ready(model=model):
-                    self._learn(index, model)
+                case Ready(model=model, costs=costs):
+                    self._learn(index, model, costs)
                 case Done(id=image_id, image=image):
                     self._settle(index, image_id, image)
                 case Failed(id=image_id, code=code, message=reason):
@@ -304,13 +311,13 @@ class Engine:
             self._waiting.appendleft(pending)
         else:
             if isinstance(answer, Image):
-                self._admission.observe(pending.image, self.model, answer.timings.device_s)
+                self._admission.observe(pending.admitted, answer.timings.device_s)
                 self._metrics.image_made()
                 self._gallery.finished(pending, answer)
             pending.settle(answer)
         self._dispatch()
 
-    def _learn(self, index: int, model: ModelInfo) -> None:
+    def _learn(self, index: int, model: ModelInfo, costs: CostTable) -> None:
         """Take the first worker's word for what is served; one that would make other pictures is refused."""
         served = self._model or model
         if model.decides != served.decides:
@@ -319,7 +326,7 @@ class Engine:
             self._workers[index].supervisor.refuse(reason)
             return
         self._model = served
-        self._admission.start_from(model)
+        self._admission.start_from(costs)
         self._metrics.model(model)
 
     def _changer(self, index: int) -> Callable[[], None]:

@@ -11,7 +11,7 @@ ServerError
 │   └── MethodNotAllowed      the path takes other methods
 ├── Overloaded          the backlog is full; carries the seconds after which to come back
 ├── NotReady            starting, draining or without a worker; come back
-├── DeadlineExceeded    the request's own deadline passed before its picture was finished
+├── DeadlineExceeded    the request's own deadline passed, or its picture cannot be finished by then
 ├── WorkerLost          the worker died twice under this request; the same request may succeed later
 ├── GenerationFailed    the model could not make this picture; the same request will fail again
 │   └── OutOfMemory           the device has too little memory for it, even alone

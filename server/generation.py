@@ -135,8 +135,7 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker loaded: the defaults and limits that the front end must know.
 
-    `guidance_embed` is true for guidance-distilled (dev-type) weights. `warm_up_s` is the measured time of
-    one picture of the default size and steps on an idle device, the first cost estimate of admission.
+    `guidance_embed` is true for guidance-distilled (dev-type) weights.
     """
 
     name: str
@@ -151,7 +150,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     default_steps: int
     max_steps: int
     default_sequence_length: int
-    warm_up_s: float
 
     @property
     def decides(self) -> tuple[str, ...]:

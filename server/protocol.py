@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from server.costs import CostTable
 from server.generation import Image, ImageRequest, ModelInfo, Priority
 
 FRAME_HEADER: Final = struct.Struct(">I")
@@ -31,7 +32,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     memory: str
     threads: int
     max_steps: int
-    max_step_tokens: int
+    data_dir: str
+    calibration_s: float
     conditioning_cache_bytes: int
     verify_weights: str
     allow_pickle: bool
@@ -65,7 +67,10 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The model is loaded and warm; `costs` is what its device takes for a picture."""
+
     model: ModelInfo
+    costs: CostTable
 
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag="stepped"):

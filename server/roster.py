@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from server.admission import Admitted
 from server.errors import ServerError
 from server.generation import Image, ImageRequest, Priority
 from server.router import Load
@@ -27,13 +28,14 @@ class Pending:
 
     image: ImageRequest
     key: str | None
-    cost_s: float
+    admitted: Admitted
     deadline: float | None
     waiters: "list[Waiter]" = field(default_factory=list)
     attempts: int = 0
     worker: int | None = None
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
     settled: bool = False
+    finished: bool = False  # settled with its picture
 
     def left_s(self, now: float) -> float | None:
         """Return the seconds until the deadline, if there is one."""
@@ -50,7 +52,7 @@ class Pending:
 
     def settle(self, answer: Image | ServerError) -> None:
         """Give all who wait the same answer; from here on nobody joins them."""
-        self.settled = True
+        self.settled, self.finished = True, isinstance(answer, Image)
         for waiter in self.waiters:
             waiter.settle(answer)
 
@@ -90,7 +92,7 @@ class Worker:
     def load(self, index: int) -> Load:
         return Load(
             worker=index,
-            backlog_s=sum(pending.cost_s for pending in self.in_hand.values()),
+            backlog_s=sum(pending.admitted.cost_s for pending in self.in_hand.values()),
             sizes=frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values()),
         )
 

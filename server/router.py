@@ -13,14 +13,14 @@ class Load:
     sizes: frozenset[tuple[int, int]]
 
 
-def choose(loads: Sequence[Load], *, size: tuple[int, int], cost_s: float) -> int:
+def choose(loads: Sequence[Load], *, size: tuple[int, int], saved_s: float) -> int:
     """Return the worker for a picture of `size`.
 
-    A worker that has this size in hand already may be ahead by up to the picture's own cost: sharing its
-    steps is worth that much waiting.
+    A worker that has this size in hand already may be ahead by up to `saved_s`, the device-seconds that
+    sharing its steps would save.
     """
 
     def effective_s(load: Load) -> tuple[float, int]:
-        return load.backlog_s - (cost_s if size in load.sizes else 0.0), load.worker
+        return load.backlog_s - (saved_s if size in load.sizes else 0.0), load.worker
 
     return min(loads, key=effective_s).worker

@@ -76,9 +76,18 @@ class Settings(BaseSettings):
         int,
         Field(description="largest num_inference_steps; 0: 12 for schnell, 50 for dev weights", ge=0, le=200),
     ] = 0
-    max_step_tokens: Annotated[
-        int, Field(description="image tokens that may share a step (4096 are one 1024x1024)", ge=256)
-    ] = 8192
+    data_dir: Annotated[
+        Path,
+        Field(description="folder for what the server keeps between starts: what steps cost on a device"),
+    ] = Path("~/.cache/schnell-server")
+    calibration_s: Annotated[
+        float,
+        Field(
+            description="seconds that a first start may measure what steps cost; 0 times one picture",
+            ge=0,
+            le=600,
+        ),
+    ] = 10.0
     max_backlog_s: Annotated[
         float,
         Field(description="device-seconds of admitted work per worker above which 429 is answered", gt=0),

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kernels", "model", "server")
 # What each part may import of ours, longest prefix first. `server` alone is the version.
-BELOW_WORKER = ("batcher", "generation", "protocol", "errors", "logs")
+BELOW_WORKER = ("batcher", "costs", "generation", "protocol", "errors", "logs")
 ALLOWED = {
     "server.worker": (
         "server.worker",
@@ -21,11 +21,13 @@ ALLOWED = {
         *(f"server.{name}" for name in BELOW_WORKER),
     ),
     "server.http": ("server",),
-    "server.batcher": ("server.generation",),
+    "server.batcher": ("server.costs", "server.fairness", "server.generation"),
+    "server.fairness": ("server.generation",),
+    "server.costs": ("server.generation",),
     "server.generation": (),
     "server.errors": (),
     "server.settings": (),
-    "server.protocol": ("server.generation",),
+    "server.protocol": ("server.costs", "server.generation"),
     "server.metrics": ("server.generation", "server.protocol"),
     "server": ("server",),
     "model": ("model", "kernels"),

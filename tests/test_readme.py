@@ -33,7 +33,11 @@ def test_make_serve_sets_up_and_serves(tmp_path: Path) -> None:
     assert [shlex.split(line, comments=True) for line in commands] == [["make", "serve"], ["make", "test"]]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["make", "serve", "ARGS=--port 0"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            ["make", "serve", f"ARGS=--port 0 --data-dir {tmp_path}"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 300

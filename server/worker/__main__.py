@@ -1,18 +1,16 @@
 """A worker process: `python -m server.worker --fd N`, started by the supervisor on its socket pair.
 
-Loads the model that the first message names, warms up, says that it is ready, and runs the step loop until
-it is told to stop or the front end is gone.
+Loads the model that the first message names, learns what steps cost, says that it is ready, and runs the step
+loop until it is told to stop or the front end is gone.
 """
 
 import argparse
 import ctypes
-import math
 import os
 import signal
 import socket
 import sys
 import threading
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final, cast
@@ -31,13 +29,15 @@ from model.device import (
     choose_memory,
     choose_numerics,
 )
-from model.pipeline import Pipeline
+from model.pipeline import Pipeline, PipelineInfo
 from model.progress import loading_bar
 from model.quantization import QuantizeName
 from model.verify import has_sums, verify
 from server import logs
+from server.costs import Costs, Shape
 from server.generation import ModelInfo
 from server.protocol import Fatal, ProtocolError, Ready, Start
+from server.worker.calibrate import calibrated, keep
 from server.worker.connection import Connection
 from server.worker.loop import Inbox, Loop
 
@@ -71,17 +71,19 @@ def main() -> int:
     except (CheckpointError, ValueError, OSError) as error:
         connection.send(Fatal(message=str(error)))
         return EXIT_CHECKPOINT
-    info = _warm_up(pipeline, start.max_steps)
+    data_dir = Path(start.data_dir)
+    key, table = calibrated(pipeline, kernels=start.kernels, data_dir=data_dir, budget_s=start.calibration_s)
     threading.Thread(target=_receive, args=(connection, inbox), name="reader", daemon=True).start()
-    connection.send(Ready(model=info))
+    costs = Costs.of(table)
+    connection.send(Ready(model=_describe(pipeline.info, costs, max_steps=start.max_steps), costs=table))
     try:
-        Loop(
-            pipeline=pipeline, inbox=inbox, send=connection.send, max_step_tokens=start.max_step_tokens
-        ).run()
+        Loop(pipeline=pipeline, inbox=inbox, send=connection.send, costs=costs).run()
     except torch.AcceleratorError:
         log.exception("device_lost")
         logs.flush()
         os._exit(EXIT_DEVICE)  # the interpreter's own end would wait for a device that does not answer
+    if start.calibration_s:
+        keep(costs.refined(), key, data_dir)
     return 0
 
 
@@ -108,29 +110,12 @@ def _load(start: Start) -> Pipeline:
         )
 
 
-def _warm_up(pipeline: Pipeline, max_steps: int) -> ModelInfo:
-    """Make one picture of the default size twice; the shorter time is the first cost estimate."""
-    info = pipeline.info
-    warm_up_s = math.inf
-    for _ in range(2):
-        began_s = time.monotonic()
-        pipeline.generate(
-            [""],
-            seeds=[0],
-            width=info.default_width,
-            height=info.default_height,
-            steps=info.default_steps,
-            max_sequence_length=info.default_sequence_length,
-        )
-        warm_up_s = min(warm_up_s, time.monotonic() - began_s)
-    pipeline.conditioning.clear()
-    log.info(
-        "model_loaded", model=info.name, device=info.device, dtype=info.dtype, image_s=round(warm_up_s, 4)
-    )
+def _describe(info: PipelineInfo, costs: Costs, *, max_steps: int) -> ModelInfo:
+    shape = Shape(info.default_width, info.default_height, info.default_sequence_length)
+    image_s = costs.bill(shape, steps=info.default_steps).alone_s
+    log.info("model_loaded", model=info.name, device=info.device, dtype=info.dtype, image_s=round(image_s, 4))
     return ModelInfo(
-        **asdict(info),
-        max_steps=max_steps or (DEV_MAX_STEPS if info.guidance_embed else SCHNELL_MAX_STEPS),
-        warm_up_s=warm_up_s,
+        **asdict(info), max_steps=max_steps or (DEV_MAX_STEPS if info.guidance_embed else SCHNELL_MAX_STEPS)
     )
 
 

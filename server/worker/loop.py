@@ -18,7 +18,8 @@ from model.conditioning import Prompt
 from model.pipeline import Pipeline, Pixels
 from model.sampling import Sample
 from server import __version__
-from server.batcher import Batcher, Entry, Step, StepKind
+from server.batcher import Batcher, Entry, Step
+from server.costs import Costs, StepKind, Timed
 from server.errors import Cancelled, DeadlineExceeded, GenerationFailed, OutOfMemory
 from server.generation import Image, ImageRequest, Timings, content_type
 from server.protocol import (
@@ -66,14 +67,14 @@ class Loop:
     pipeline: Pipeline
     inbox: Inbox
     send: Send
-    max_step_tokens: int
+    costs: Costs
     clock: Callable[[], float] = time.monotonic
     _works: dict[str, Work] = field(default_factory=dict)
     _reported: tuple[int, int] = (0, 0)
 
     def run(self) -> None:
         """Plan and run steps; sleep on the inbox only when nothing is in hand."""
-        batcher = Batcher(max_step_tokens=self.max_step_tokens)
+        batcher = Batcher(self.costs)
         with ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder") as encoders:
             while self._receive(batcher):
                 step = batcher.plan(self.clock())
@@ -97,8 +98,9 @@ class Loop:
                     batcher.cancel(image_id)
                     self._works.pop(image_id, None)
                     self.send(Failed(id=image_id, code=Cancelled.code, message="forgotten"))
-                case Revise():
-                    self._revise(message)
+                case Revise(id=image_id, priority=priority, deadline_s=left_s):
+                    deadline_s = None if left_s is None else self.clock() + left_s
+                    batcher.revise(image_id, priority=priority, deadline_s=deadline_s)
                 case Stop() | Start():
                     return False
 
@@ -110,19 +112,13 @@ class Loop:
             height=request.height,
             steps=request.steps,
             arrived_s=now,
+            txt_rows=request.max_sequence_length,
             passes=2 if self.pipeline.uses_negative(request.guidance_scale) else 1,
             priority=request.priority,
             deadline_s=None if request.deadline_s is None else now + request.deadline_s,
         )
         self._works[request.id] = Work(request, entry)
         batcher.add(entry)
-
-    def _revise(self, message: Revise) -> None:
-        """Change what the plan knows of a picture; the next step is planned with it."""
-        if work := self._works.get(message.id):
-            left_s = message.deadline_s
-            work.entry.priority = message.priority
-            work.entry.deadline_s = None if left_s is None else self.clock() + left_s
 
     def _run_step(self, step: Step) -> set[str]:
         """Run one step; return the ids of the pictures that it failed for."""
@@ -132,10 +128,11 @@ class Loop:
         began_s = self.clock()
         failed = self._attempt(step.kind, works)
         seconds = self.clock() - began_s
-        tokens = sum(work.entry.tokens for work in works)
         for work in works:
-            _record(work, step.kind, seconds=seconds, share=work.entry.tokens / tokens)
-        self.send(Stepped(kind=step.kind.value, images=len(works), tokens=tokens, seconds=seconds))
+            _record(work, step.kind, seconds=seconds, share=work.entry.tokens / step.tokens)
+        self.send(Stepped(kind=step.kind.value, images=len(works), tokens=step.tokens, seconds=seconds))
+        if not failed:
+            self.costs.refine(Timed(step.kind, tuple(entry.shape for entry in step.entries), seconds))
         if step.kind is StepKind.ENCODE:
             self._report_cache()
         return failed
@@ -166,6 +163,8 @@ class Loop:
             self.pipeline.free()
         if len(works) > 1:
             middle = len(works) // 2
+            if not fits and kind is StepKind.DENOISE:
+                self.costs.limit(sum(work.entry.shape.rows for work in works[middle:]))
             return self._attempt(kind, works[:middle]) | self._attempt(kind, works[middle:])
         if not fits and again:
             return self._attempt(kind, works, again=False)
@@ -216,7 +215,7 @@ class Loop:
         if work.failure is not None:
             self.send(Failed(id=work.request.id, code=work.failure.code, message=work.failure.message))
         elif work.pixels is None:
-            message = "the deadline of the request passed before its picture was finished"
+            message = "the picture cannot be finished within the deadline of its request"
             self.send(Failed(id=work.request.id, code=DeadlineExceeded.code, message=message))
         else:
             encoders.submit(self._finish, work, work.pixels)

@@ -54,12 +54,18 @@ def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterato
     """Start `python -m server` and end it whatever happens.
 
     A machine that is busy otherwise makes pictures look expensive: the bound on the backlog is far away
-    unless a test sets it. And finished pictures are not kept, so that what a test asks for is made.
+    unless a test sets it. Finished pictures are not kept, so that what a test asks for is made. Nor does
+    every server measure for seconds what its steps cost.
     """
-    if "--max-backlog-s" not in arguments:
-        arguments = (*arguments, "--max-backlog-s", "3600")
-    if "--image-cache-mb" not in arguments:
-        arguments = (*arguments, "--image-cache-mb", "0")
+    defaults = {
+        "--max-backlog-s": "3600",
+        "--image-cache-mb": "0",
+        "--calibration-s": "0",
+        "--data-dir": str(folder),
+    }
+    for name, value in defaults.items():
+        if name not in arguments:
+            arguments = (*arguments, name, value)
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(

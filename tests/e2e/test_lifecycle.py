@@ -100,6 +100,19 @@ def test_a_client_that_leaves_takes_its_work_with_it(tmp_path: Path) -> None:
         assert "outcome=client_gone" in server.log
 
 
+def test_what_steps_cost_is_measured_at_the_first_start_and_kept(tmp_path: Path) -> None:
+    arguments = ("--calibration-s", "1.5", "--data-dir", str(tmp_path / "data"))
+    with running_server(tmp_path, *arguments) as server:
+        assert "costs_measured" in server.log
+        assert post(server, 1).status_code == 200
+        assert server.stop() == 0
+    (kept,) = (tmp_path / "data" / "costs").iterdir()
+    assert json.loads(kept.read_text())["table"]["ratios"], "what was learned while serving is kept too"
+    with running_server(tmp_path, *arguments) as server:
+        assert "costs_loaded" in server.log
+        assert "costs_measured" not in server.log
+
+
 def test_overload_is_answered_at_the_door(tmp_path: Path) -> None:
     with running_server(tmp_path, "--max-backlog-s", "0.5") as server, ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(lambda seed: post(server, seed, width=512, height=512), range(16)))

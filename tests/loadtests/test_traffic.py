@@ -44,13 +44,13 @@ def test_a_mix_that_makes_no_sense_is_refused(text: str) -> None:
 
 
 def test_a_trace_is_read_in_order(tmp_path: Path) -> None:
-    (tmp_path / "trace.csv").write_text("at_s,width,height,seed\n2.5,512,256,7\n1,256,256,\n")
+    (tmp_path / "trace.csv").write_text("arrived_s,width,height,seed\n2.5,512,256,7\n1,256,256,\n")
     first, second = recorded(tmp_path / "trace.csv", random.Random(0))
     assert (first.at_s, first.width, first.height) == (1.0, 256, 256)
     assert (second.at_s, second.seed) == (2.5, 7)
 
 
 def test_a_bad_line_of_a_trace_is_named(tmp_path: Path) -> None:
-    (tmp_path / "trace.csv").write_text("at_s,width,height\n1,256,256\nsoon,256,256\n")
+    (tmp_path / "trace.csv").write_text("arrived_s,width,height\n1,256,256\nsoon,256,256\n")
     with pytest.raises(ValueError, match=r"trace.csv, line 3: .*soon.*allowed"):
         recorded(tmp_path / "trace.csv", random.Random(0))

@@ -12,9 +12,12 @@ import threading
 import time
 from pathlib import Path
 
+from server.costs import CostTable
 from server.generation import Image, ImageRequest, ModelInfo, Timings
 from server.protocol import Cancel, Done, Failed, Fatal, Ready, Revise, Start, Stop, Submit
 from server.worker.connection import Connection
+
+COSTS = CostTable(decode_pixel_s=0.01 / 256**2)
 
 
 def picture(request: ImageRequest) -> Image:
@@ -85,9 +88,8 @@ def main() -> None:
         default_steps=4,
         max_steps=12,
         default_sequence_length=64,
-        warm_up_s=0.01,
     )
-    connection.send(Ready(model=model))
+    connection.send(Ready(model=model, costs=COSTS))
     cancelled: set[str] = set()
     late: set[str] = set()
     for message in messages:

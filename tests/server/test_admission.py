@@ -2,9 +2,10 @@
 
 import pytest
 
-from server.admission import Admission, auto_steps
+from server.admission import Admission, Admitted, auto_steps
+from server.costs import CostTable
 from server.errors import Overloaded
-from server.generation import GenerationRequest, ImageRequest, ModelInfo
+from server.generation import GenerationRequest, ImageRequest, ModelInfo, Priority
 from server.router import Load, choose
 
 MODEL = ModelInfo(
@@ -20,8 +21,9 @@ MODEL = ModelInfo(
     default_steps=4,
     max_steps=12,
     default_sequence_length=256,
-    warm_up_s=1.0,
 )
+# A picture of 256x256 in four steps costs one second: 0.2 s a step and 0.2 s for its pixels.
+COSTS = CostTable(row_s=0.2 / (256 + 64), decode_pixel_s=0.2 / 256**2)
 
 
 def image(**changes: object) -> ImageRequest:
@@ -32,74 +34,110 @@ def image(**changes: object) -> ImageRequest:
 
 def admission(max_backlog_s: float = 10.0) -> Admission:
     made = Admission(max_backlog_s)
-    made.start_from(MODEL)
+    made.start_from(COSTS)
     return made
 
 
-def test_the_warm_up_picture_costs_what_it_took() -> None:
-    assert admission().cost_s(image(), MODEL) == pytest.approx(1.0)
+def admit(
+    made: Admission, *images: ImageRequest, workers: int = 1, deadline_s: float | None = None
+) -> list[Admitted]:
+    return made.admit(images or (image(),), MODEL, workers=workers, deadline_s=deadline_s)
+
+
+def cost_s(made: Admission, **changes: object) -> float:
+    (admitted,) = admit(made, image(**changes), workers=1000)
+    made.release(admitted, finished=False)
+    return admitted.cost_s
+
+
+def test_a_picture_costs_what_the_table_says() -> None:
+    assert cost_s(admission()) == pytest.approx(1.0)
 
 
 def test_cost_grows_with_tokens_steps_and_guidance() -> None:
     made = admission()
-    assert made.cost_s(image(width=512, height=512), MODEL) == pytest.approx(4.0)
-    assert made.cost_s(image(steps=9), MODEL) == pytest.approx(2.0)
-    assert made.cost_s(image(guidance_scale=3.0), MODEL) == pytest.approx(9 / 5)
+    assert cost_s(made, width=512, height=512) == pytest.approx(4 * 0.2 * 1088 / 320 + 0.8)
+    assert cost_s(made, steps=9) == pytest.approx(2.0)
+    assert cost_s(made, guidance_scale=3.0) == pytest.approx(9 / 5)
 
 
-def test_the_estimate_follows_what_pictures_really_cost() -> None:
+def test_the_backlog_follows_what_pictures_really_cost() -> None:
     made = admission()
     for _ in range(100):
-        made.observe(image(), MODEL, device_s=3.0)
-    assert made.cost_s(image(), MODEL) == pytest.approx(3.0, rel=1e-3)
+        (admitted,) = admit(made)
+        made.observe(admitted, device_s=3.0)
+        made.release(admitted, finished=True)
+    assert cost_s(made) == pytest.approx(3.0, rel=1e-3)
 
 
 def test_one_hiccup_of_the_device_does_not_close_the_door() -> None:
     made = admission()
-    made.observe(image(), MODEL, device_s=1000.0)
-    assert made.cost_s(image(), MODEL) < 1.5
-    made.observe(image(), MODEL, device_s=0.0)  # nothing was measured
-    assert 1.0 < made.cost_s(image(), MODEL) < 1.5
+    (admitted,) = admit(made)
+    made.observe(admitted, device_s=1000.0)
+    assert cost_s(made) < 1.5
+    made.observe(admitted, device_s=0.0)  # nothing was measured
+    assert 1.0 < cost_s(made) < 1.5
 
 
 def test_an_idle_server_admits_anything() -> None:
-    admission(1.0).admit(1000.0, workers=1, deadline_s=0.001)
+    admit(admission(1.0), image(steps=1000), deadline_s=0.001)
 
 
 def test_a_full_backlog_says_when_to_come_back() -> None:
     made = admission(10.0)
-    made.admit(9.0, workers=1, deadline_s=None)
+    admit(made, *(image() for _ in range(9)))
     with pytest.raises(Overloaded) as caught:
-        made.admit(4.5, workers=1, deadline_s=None)
-    assert caught.value.retry_after_s == 4
-    assert made.backlog_s == 9.0
-    made.admit(4.5, workers=2, deadline_s=None)
+        admit(made, *(image() for _ in range(4)))
+    assert caught.value.retry_after_s == 3
+    assert made.backlog_s == pytest.approx(9.0)
+    admit(made, *(image() for _ in range(4)), workers=2)
 
 
 def test_retry_after_stays_in_its_bounds() -> None:
     made = admission(1.0)
-    made.admit(1e6, workers=1, deadline_s=None)
+    admit(made, image(steps=1_000_000))
     with pytest.raises(Overloaded) as caught:
-        made.admit(0.1, workers=1, deadline_s=None)
+        admit(made)
     assert caught.value.retry_after_s == 120
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     made = admission(100.0)
-    made.admit(5.0, workers=1, deadline_s=None)
-    made.admit(1.0, workers=1, deadline_s=7.0)
-    with pytest.raises(Overloaded, match="after its deadline of 6 s"):
-        made.admit(1.0, workers=1, deadline_s=6.0)
+    admit(made, *(image() for _ in range(5)))
+    admit(made, deadline_s=7.0)
+    with pytest.raises(Overloaded, match=r"would finish in about 7.0 s, after its deadline of 5 s") as caught:
+        admit(made, deadline_s=5.0)
+    assert caught.value.retry_after_s == 2
+    assert made.backlog_s == pytest.approx(6.0)
+    admit(made, deadline_s=5.0, workers=2)
 
 
-def test_released_work_returns_the_backlog_to_exactly_zero() -> None:
-    made = admission()
-    costs = [0.1, 0.2, 0.3, 0.7]
-    for cost_s in costs:
-        made.admit(cost_s, workers=1, deadline_s=None)
-    for cost_s in costs:
-        made.release(cost_s)
+def test_small_and_urgent_pictures_are_promised_an_earlier_end() -> None:
+    made = admission(1000.0)
+    admit(made, *(image(width=1024, height=1024) for _ in range(5)))
+    with pytest.raises(Overloaded):
+        admit(made, image(width=1024, height=1024), deadline_s=30.0)
+    admit(made, image(), deadline_s=15.0)
+    admit(made, image(width=1024, height=1024, priority=Priority.HIGH), deadline_s=30.0)
+
+
+def test_all_pictures_of_a_request_have_its_deadline() -> None:
+    made = admission(100.0)
+    admit(made)
+    admit(made, image(), deadline_s=3.0)
+    with pytest.raises(Overloaded):
+        admit(made, image(), image(), deadline_s=3.0)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_leaves_returns_the_backlog_to_exactly_zero(finished: bool) -> None:
+    made = admission(1000.0)
+    admitted = admit(made, *(image(steps=steps) for steps in (1, 2, 3, 7)))
+    for each in admitted:
+        made.release(each, finished=finished)
     assert made.backlog_s == 0.0
+    admit(made)
+    admit(made, deadline_s=2.1)  # promised as if nothing had ever been there
 
 
 def test_auto_steps_go_down_with_the_backlog() -> None:
@@ -118,11 +156,11 @@ def load(worker: int, backlog_s: float, *sizes: tuple[int, int]) -> Load:
 
 
 def test_the_least_loaded_worker_is_chosen() -> None:
-    assert choose([load(0, 3.0), load(1, 2.0), load(2, 4.0)], size=(256, 256), cost_s=1.0) == 1
+    assert choose([load(0, 3.0), load(1, 2.0), load(2, 4.0)], size=(256, 256), saved_s=1.0) == 1
 
 
 def test_a_worker_that_steps_this_size_is_worth_a_short_wait_and_no_longer_one() -> None:
     busy, idle = load(0, 0.9, (256, 256)), load(1, 0.0)
-    assert choose([busy, idle], size=(256, 256), cost_s=1.0) == 0
-    assert choose([busy, idle], size=(512, 512), cost_s=1.0) == 1
-    assert choose([load(0, 1.1, (256, 256)), idle], size=(256, 256), cost_s=1.0) == 1
+    assert choose([busy, idle], size=(256, 256), saved_s=1.0) == 0
+    assert choose([busy, idle], size=(512, 512), saved_s=1.0) == 1
+    assert choose([load(0, 1.1, (256, 256)), idle], size=(256, 256), saved_s=1.0) == 1

@@ -16,7 +16,7 @@ MODEL = ModelInfo(
     name="tiny", digest="0123456789abcdef0123", device="cpu", dtype="float32", numerics="exact",
     quantize="none",
     guidance_embed=False, default_width=256, default_height=256, default_steps=4, max_steps=12,
-    default_sequence_length=256, warm_up_s=0.1,
+    default_sequence_length=256,
 )  # fmt: skip
 
 

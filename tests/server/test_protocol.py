@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.costs import CostTable
 from server.generation import GenerationRequest, Image, ModelInfo, Priority, Timings
 from server.protocol import (
     FRAME_HEADER,
@@ -37,13 +38,13 @@ REQUEST = GenerationRequest(
 MODEL = ModelInfo(
     name="n", digest="d", device="cpu", dtype="float32", numerics="exact",
     quantize="none", guidance_embed=False,
-    default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1, warm_up_s=0.1,
+    default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1,
 )  # fmt: skip
 IMAGE = Image(data=b"\0\xff", content_type="image/png", width=1, height=2, seed=3, timings=Timings())
 TO_WORKER: list[ToWorker] = [
     Start(
         model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none",
-        memory="full", threads=1, max_steps=0, max_step_tokens=1,
+        memory="full", threads=1, max_steps=0, data_dir="/nowhere", calibration_s=0.5,
         conditioning_cache_bytes=1, verify_weights="auto", allow_pickle=False, log_format="text",
         log_level="info",
     ),
@@ -53,7 +54,7 @@ TO_WORKER: list[ToWorker] = [
     Stop(),
 ]  # fmt: skip
 TO_FRONT: list[ToFront] = [
-    Ready(model=MODEL),
+    Ready(model=MODEL, costs=CostTable(row_s=1e-5, ratios={"denoise 256x256": 1.25}, max_rows=7)),
     Stepped(kind="denoise", images=2, tokens=512, seconds=0.5),
     Done(id="r/0", image=IMAGE),
     Failed(id="r/0", code="generation_failed", message="no"),

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from server.admission import Admission
 from server.generation import GenerationRequest, Image, ImageRequest, ModelInfo, Priority, Timings
 from server.lru import ENTRY_BYTES
 from server.metrics import Metrics
@@ -15,7 +16,7 @@ from server.roster import Pending
 MODEL = ModelInfo(
     name="n", digest="d", device="cuda:0", dtype="float32", numerics="exact",
     quantize="none", guidance_embed=False,
-    default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1, warm_up_s=0.1,
+    default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1,
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_guidance_in_the_weights_counts_at_any_scale_and_has_no_negative_prompt(
         ({"quantize": "fp8"}, False),
         ({"device": "cpu"}, False),
         ({"device": "cuda:1"}, True),
-        ({"warm_up_s": 9.0}, True),
+        ({"max_steps": 9}, True),
     ],
     ids=str,
 )
@@ -98,7 +99,8 @@ def picture(data: bytes = b"picture") -> Image:
 
 
 def run_of(name: str | None) -> Pending:
-    return Pending(image(), name, cost_s=1.0, deadline=None)
+    (admitted,) = Admission(1.0).admit([image()], MODEL, workers=1, deadline_s=None)
+    return Pending(image(), name, admitted, deadline=None)
 
 
 def test_a_run_is_found_until_it_is_settled_and_its_picture_after_that() -> None:

@@ -47,7 +47,6 @@ MODEL = ModelInfo(
     default_steps=4,
     max_steps=12,
     default_sequence_length=256,
-    warm_up_s=0.1,
 )
 FAILURES: dict[str, Exception] = {
     "overloaded": Overloaded("the backlog is 31.0 s", retry_after_s=7.2),

@@ -17,6 +17,7 @@ from model.generate import EMBEDDED_MODEL
 from model.layout import Numerics
 from model.pipeline import Pipeline, PipelineInfo, Pixels
 from model.sampling import Sample
+from server.costs import Costs, CostTable
 from server.generation import GenerationRequest, ImageRequest, Priority
 from server.protocol import Cancel, Done, Failed, Revise, Stepped, Stop, Submit, ToFront, ToWorker
 from server.worker.loop import Inbox, Loop
@@ -34,6 +35,9 @@ INFO = PipelineInfo(
     default_steps=1,
     default_sequence_length=16,
 )
+
+LAUNCH_BOUND = CostTable(step_floor_s=1.0, row_s=1e-6)  # sharing costs nothing, so that everybody shares
+ROW_BOUND = CostTable(row_s=1e-6)  # sharing saves nothing, so that nobody does
 
 
 @dataclass
@@ -122,7 +126,9 @@ def running(*, paused: bool = False) -> Iterator[World]:
     world = World(FakePipeline(), Inbox(), sent, arrived)
     if not paused:
         world.pipeline.gate.set()
-    loop = Loop(pipeline=cast(Pipeline, world.pipeline), inbox=world.inbox, send=send, max_step_tokens=8192)
+    loop = Loop(
+        pipeline=cast(Pipeline, world.pipeline), inbox=world.inbox, send=send, costs=Costs.of(LAUNCH_BOUND)
+    )
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
@@ -212,7 +218,7 @@ def test_a_picture_that_becomes_urgent_overtakes() -> None:
         Revise(id="urgent/0", priority=Priority.HIGH, deadline_s=None),
         Revise(id="unknown/0", priority=Priority.HIGH, deadline_s=0.0),
     ]
-    hear(Watched(), messages)
+    hear(Watched(), messages, costs=ROW_BOUND)
     assert order == [2, 2, 2, 1, 1, 1]
 
 
@@ -358,7 +364,11 @@ def submitted(name: str, **changes: Any) -> Submit:
 
 
 def hear(
-    pipeline: FakePipeline | Pipeline, messages: Sequence[ToWorker], *, sent: list[ToFront] | None = None
+    pipeline: FakePipeline | Pipeline,
+    messages: Sequence[ToWorker],
+    *,
+    sent: list[ToFront] | None = None,
+    costs: CostTable = LAUNCH_BOUND,
 ) -> list[ToFront]:
     """Run the loop in this thread on messages that are all there at the beginning, until all is answered."""
     sent = [] if sent is None else sent
@@ -374,5 +384,5 @@ def hear(
 
     for message in messages:
         inbox.put(message)
-    Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, max_step_tokens=8192).run()
+    Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, costs=Costs.of(costs)).run()
     return sent
