@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     calibration_s: Annotated[
         float,
         Field(
-            description="seconds that a first start may measure what steps cost; 0 times one picture",
+            description="seconds that a first start may measure what steps cost; 0: hardly, and not kept",
             ge=0,
             le=600,
         ),

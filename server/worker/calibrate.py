@@ -25,6 +25,7 @@ from server.costs import CostKey, Costs, CostTable, KeptTable, Shape, StepKind, 
 
 SIDES: Final = (256, 512, 768, 1024)
 COUNTS: Final = (2, 4, 8)
+NEEDED_POINTS: Final = 4  # of `points`: without them there is nothing to fit
 REPEATS: Final = 3  # after one that is not timed: what is new to the device is compiled and allocated there
 STEPS: Final = 8  # of a sample: enough for all repeats
 MOST_OF_BUDGET: Final = 0.2  # what one point may take of it
@@ -39,8 +40,8 @@ def calibrated(
 ) -> tuple[CostKey, CostTable]:
     """Return the table of this device: the one that was kept for it, or one that is measured now.
 
-    Measuring takes about `budget_s` seconds; with none, only one picture of the default size is timed, and
-    its table is not kept.
+    Measuring takes about `budget_s` seconds; with none, only one and two pictures of the default size are
+    timed, and the table is not kept.
     """
     key = cost_key(pipeline.info, kernels=kernels)
     path = kept_at(data_dir, key)
@@ -67,14 +68,14 @@ def measure(
     """Time points until the budget is used up, those that tell most first, and fit a table to them."""
     stopwatch = Stopwatch(pipeline, clock, budget_s=budget_s, ends_s=clock() + budget_s)
     timed: list[Timed] = []
-    for kind, shapes in points(pipeline.info):
-        expected_s = expect_s(timed, kind, shapes)
-        if expected_s is not None and not stopwatch.has_time_for(expected_s):
+    for number, (kind, shapes) in enumerate(points(pipeline.info)):
+        needed = number < NEEDED_POINTS
+        if not needed and not stopwatch.has_time_for(expect_s(timed, kind, shapes)):
             continue
         try:
             timed.append(Timed(kind, shapes, stopwatch.time(kind, shapes)))
         except torch.OutOfMemoryError:
-            if expected_s is None:  # not even one picture of the default size
+            if len(shapes) == 1 and needed:
                 raise
             log.info("calibration_out_of_memory", kind=kind.value, rows=sum(shape.rows for shape in shapes))
     pipeline.conditioning.clear()
@@ -82,11 +83,13 @@ def measure(
 
 
 def points(info: PipelineInfo) -> Iterator[Point]:
-    """Yield what to time: one picture as the model prefers it, other sizes, other counts, and a mixture."""
+    """Yield what to time: one and two pictures as the model prefers them, which is always done; other sizes,
+    other counts, and mixtures."""
     default = Shape(info.default_width, info.default_height, info.default_sequence_length)
     squares = [Shape(side, side, info.default_sequence_length) for side in SIDES]
     for kind in (StepKind.ENCODE, StepKind.DENOISE, StepKind.DECODE):
         yield kind, (default,)
+    yield StepKind.DENOISE, (default, default)
     for shape in squares:
         if shape != default:
             yield StepKind.DENOISE, (shape,)
@@ -94,18 +97,17 @@ def points(info: PipelineInfo) -> Iterator[Point]:
     for count in COUNTS:
         yield StepKind.ENCODE, (default,) * count
         for shape in squares:
-            yield StepKind.DENOISE, (shape,) * count
+            if (shape, count) != (default, 2):
+                yield StepKind.DENOISE, (shape,) * count
         if count == COUNTS[0]:
             for small, large in itertools.pairwise(squares):
                 yield StepKind.DENOISE, (small, large)
 
 
-def expect_s(timed: list[Timed], kind: StepKind, shapes: tuple[Shape, ...]) -> float | None:
-    """Guess the seconds of a point from the one of its kind that is nearest; None where there is none."""
-    known = [each for each in timed if each.kind is kind]
-    if not known:
-        return None
+def expect_s(timed: list[Timed], kind: StepKind, shapes: tuple[Shape, ...]) -> float:
+    """Guess the seconds of a point from the one of its kind that is nearest."""
     pixels = _pixels(shapes)
+    known = (each for each in timed if each.kind is kind)
     nearest = min(known, key=lambda each: abs(_pixels(each.shapes) - pixels))
     return nearest.seconds * pixels / _pixels(nearest.shapes)
 

@@ -106,17 +106,16 @@ def test_a_slow_device_is_measured_less_and_the_budget_kept(slower: int) -> None
     assert pipeline.now <= 10.0 + 5 * one_picture_s
 
 
-def test_without_a_budget_one_picture_is_timed() -> None:
+def test_without_a_budget_one_and_two_pictures_are_timed() -> None:
     pipeline = TimedPipeline()
     table = measured(pipeline, budget_s=0.0)
-    assert {cast(tuple[object, ...], what)[0] for what in pipeline.seen} == {"encode", "denoise", "decode"}
-    assert len(pipeline.seen) == 3
     shape = Shape(256, 256, 64)
-    assert Costs.of(table).step_s([shape]) == pytest.approx(Costs.of(TABLE).step_s([shape]))
-    larger = Shape(512, 512, 64)
-    assert Costs.of(table).step_s([larger]) == pytest.approx(
-        Costs.of(TABLE).step_s([shape]) * larger.rows / shape.rows
-    )
+    steps = {("denoise", shape), ("denoise", shape, shape)}
+    assert pipeline.seen == {("encode", 1), ("decode", shape), *steps}
+    for count in (1, 2, 8):
+        predicted_s, really_s = (Costs.of(each).step_s([shape] * count) for each in (table, TABLE))
+        assert predicted_s == pytest.approx(really_s)
+    assert Costs.of(table).decode_s(Shape(512, 512, 64)) == pytest.approx(4 * Costs.of(TABLE).decode_s(shape))
 
 
 def test_memory_that_does_not_hold_the_larger_steps_ends_nothing() -> None:
