@@ -14,7 +14,7 @@ serve: .venv/serve.stamp
 	$(BIN)/python -m server $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/test.stamp
 	$(BIN)/ruff format --check .
