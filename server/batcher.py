@@ -123,9 +123,9 @@ class Batcher:
     holds up pictures that are due earlier.
 
     **Company.** Others join the first one's step, in the same order, where by the cost table that saves the
-    device more than it costs those in the step: of any size where mixing costs nothing, few where steps are
-    no cheaper together, more the more are waiting. Nobody joins who would make another's deadline fail, nor
-    beyond the rows that the device has memory for.
+    device more than it costs those in the step: few where steps are no cheaper together, more the more are
+    waiting, of several sizes or of one, whichever gets more done. Nobody joins who would make another's
+    deadline fail, nor beyond the rows that the device has memory for.
 
     **Deadlines.** Entries that would miss theirs in this order go first, the earliest deadline before the
     others, in every second step at most. What cannot be done in time even alone is dropped.
@@ -263,17 +263,27 @@ class Batcher:
     def _company(self, order: Sequence[_Place], *phases: Phase, now: float) -> list[_Place]:
         """Choose who steps with the first of `order`, of those in `phases`.
 
+        They are of any size, or only of its own where that gets more done in a second.
+        """
+        others = [place for place in order[1:] if place.entry.phase in phases]
+        mixed = self._gather(order[0], others, now)
+        if self.costs.table.mixing == 1 or len({place.entry.size for place in mixed}) == 1:
+            return mixed
+        size = order[0].entry.size
+        alike = self._gather(order[0], [place for place in others if place.entry.size == size], now)
+        return max(mixed, alike, key=self._speed)
+
+    def _gather(self, first: _Place, others: Sequence[_Place], now: float) -> list[_Place]:
+        """Let `others` join the step of `first` where that pays.
+
         A picture that joins makes the step longer for those in it, and saves the device what its rows would
         take in a later step of this size: all of them below the floor, above it a part of the fixed cost.
         """
         costs, fixed_s = self.costs, self.costs.table.step_fixed_s
-        chosen = [order[0]]
-        rows, rows_s = order[0].bill.shape.rows, order[0].bill.rows_s
-        sizes = {order[0].entry.size}
+        chosen, sizes = [first], {first.entry.size}
+        rows, rows_s = first.bill.shape.rows, first.bill.rows_s
         step_s = costs.formula_s(rows_s, sizes=1)
-        for place in order[1:]:
-            if place.entry.phase not in phases:
-                continue
+        for place in others:
             bill, joint_sizes = place.bill, sizes | {place.entry.size}
             joint_rows_s = rows_s + bill.rows_s
             joint_s = costs.formula_s(joint_rows_s, sizes=len(joint_sizes))
@@ -288,6 +298,11 @@ class Batcher:
                 rows += bill.shape.rows
                 sizes, rows_s, step_s = joint_sizes, joint_rows_s, joint_s
         return chosen
+
+    def _speed(self, places: Sequence[_Place]) -> float:
+        """Device-seconds of work that a step of `places` gets done in a second."""
+        rows_s = sum(place.bill.rows_s for place in places)
+        return rows_s / self.costs.formula_s(rows_s, sizes=len({place.entry.size for place in places}))
 
     def _bearable(self, places: Sequence[_Place], now: float) -> bool:
         """Whether all deadlines in a step still hold if the steps to come take as long as this one."""

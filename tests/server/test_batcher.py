@@ -159,10 +159,16 @@ def test_a_newcomer_joins_the_next_step() -> None:
     assert planned(made) == ("denoise", ["a", "b"])
 
 
-def test_one_size_alone_where_mixing_takes_longer() -> None:
-    dear = msgspec.structs.replace(LAUNCH_BOUND, mixing=2.0)
-    made = batcher(entry("a"), entry("c", SIZES[2]), entry("b"), table=dear)
-    assert planned(made) == ("denoise", ["a", "b"])
+@pytest.mark.parametrize(
+    ("floor_s", "mixing", "together"),
+    [(1.5, 1.0, "abc"), (1.5, 1.4, "abc"), (0.5, 1.0, "ac"), (0.5, 1.1, "ab")],
+)
+def test_several_sizes_or_one_whichever_gets_more_done(floor_s: float, mixing: float, together: str) -> None:
+    table = CostTable(row_s=1e-3, step_floor_s=floor_s, mixing=mixing)
+    made = batcher(entry("a"), entry("c", SIZES[2], steps=1), entry("b", steps=4), table=table)
+    step = made.plan(0.0)
+    assert step is not None
+    assert sorted(each.id for each in step.entries) == list(together)
 
 
 def test_nobody_joins_where_steps_are_no_cheaper_together() -> None:
