@@ -73,7 +73,7 @@ def test_sixteen_at_once_give_byte_for_byte_what_each_gives_alone(tmp_path: Path
         server.stop()
     (costs,) = (tmp_path / "costs").iterdir()
     kept = msgspec.json.decode(costs.read_bytes(), type=KeptTable)
-    table = msgspec.structs.replace(kept.table, step_floor_s=1.0)
+    table = msgspec.structs.replace(kept.table, step_floor_s=1.0, mixing=1.0, ratios={})
     costs.write_bytes(msgspec.json.encode(KeptTable(key=kept.key, table=table)))
     with running_server(tmp_path, *arguments) as server, ThreadPoolExecutor(16) as clients:
         together = list(clients.map(lambda body: generate(server, **body).content, bodies))

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from kernels.cases import Dimensions
 from kernels.dispatch import KernelsName, choose
 from model.config import TransformerConfig
 from model.layout import Layout, Numerics, Shape
@@ -63,7 +64,13 @@ def test_in_exact_numerics_neighbours_change_no_bit(
 ) -> None:
     rng = random.Random(threads)
     torch.manual_seed(threads)
-    ops = choose(kernels, device=torch.device("cpu"), dtype=dtype, exact=True, heads=3, head_dim=32)
+    ops = choose(
+        kernels,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        exact=True,
+        dimensions=Dimensions(heads=3, head_dim=32),
+    )
     transformer = Transformer(SMALL, ops).to(dtype)
     shapes = [Shape(64, 16, 16), Shape(77, 17, 31), Shape(33, 16, 24), Shape(128, 20, 16)]
     images = [torch.randn(shape.img_rows, 64, dtype=dtype) for shape in shapes]

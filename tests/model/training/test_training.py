@@ -136,7 +136,8 @@ def test_the_text_begins_by_looking_at_the_first_token(side: int) -> None:
     )
     with torch.no_grad():
         x = torch.randn(128 + side * side, CONFIG.hidden_size)
-        qkv = block.linear_by_stream(block.txt_attn.qkv, block.img_attn.qkv, x, layout)
+        both = ((block.txt_attn.qkv, layout.txt), (block.img_attn.qkv, layout.img))
+        qkv = block.project(both, x)
         for attn, stream in ((block.txt_attn, layout.txt), (block.img_attn, layout.img)):
             block.norm_and_turn(attn.norm, stream.span.of(qkv), stream)
         q, k, _ = block.img_attn.norm.heads(qkv)
