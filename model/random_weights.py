@@ -57,8 +57,7 @@ def random_pipeline(
     for module in transformer.modules():
         if isinstance(module, QuantizedLinear):
             module.take(module.weight)
-    if device.type != "cpu":
-        autoencoder.to_channels_last()
+    autoencoder.to_channels_last()
     clip_tokenizer = CLIPTokenizer(model_max_length=CLIP_LENGTH)
     t5_tokenizer = T5Tokenizer(model_max_length=TXT_ROWS)
     info = PipelineInfo(
