@@ -1,6 +1,8 @@
 """The command on this machine: rows for every shape and contestant, and clear answers to wrong arguments."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from model.bench.__main__ import main
 
+ROOT = Path(__file__).resolve().parents[3]
 CPU = ["--device", "cpu", "--models", "embedded", "--rounds", "2", "--steps", "2"]
 
 
@@ -75,6 +78,14 @@ def test_a_gpu_counts_its_memory(tmp_path: Path) -> None:
     assert [row["implementation"] for row in rows] == ["ours", "diffusers"] * 2
     assert all(0.01 < float(row["peak_gib"]) < 10 for row in rows)
     assert all(float(row["psnr_db"]) > 25 for row in rows), "bfloat16 makes nearly the same picture"
+
+
+def test_a_bare_gpu_host_has_all_that_it_imports() -> None:
+    """The server's packages and diffusers are not there, and there is no network to fetch them."""
+    absent = {"diffusers", "fastapi", "isal", "msgspec", "prometheus_client", "structlog", "server"}
+    code = f"import sys, model.bench.__main__; print(sorted({absent} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
