@@ -62,8 +62,10 @@ class Need:
 
     @property
     def peak(self) -> int:
-        """All that the device holds at once."""
-        return self.kept_bytes + max(self.peaks.encoding, self.peaks.stepping, self.peaks.decoding)
+        """All that the device holds at once: with all weights there, stages run beside each other."""
+        beside = max(self.peaks.encoding, self.peaks.decoding)
+        together = beside + self.peaks.stepping if self.memory is Memory.FULL else 0
+        return self.kept_bytes + max(together, beside, self.peaks.stepping)
 
 
 def main() -> None:

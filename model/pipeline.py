@@ -4,7 +4,8 @@ The worker calls the three stages as its batcher plans them; scripts and tests c
 different sizes, step counts and timesteps share a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,7 +55,11 @@ class PipelineInfo:
 
 
 class Pipeline:
-    """The loaded model. Not thread-safe: one step loop drives it."""
+    """The loaded model.
+
+    One thread may denoise while another encodes, starts and decodes, each inside `stream` and handing over
+    after `synchronize`; `free` runs alone.
+    """
 
     def __init__(
         self,
@@ -262,14 +267,29 @@ class Pipeline:
         """Decode each sample's latents to pixels uint8 [height, width, 3], one picture at a time.
 
         Decoding is bound by arithmetic from one picture on, so sharing would win nothing and cost memory.
-        Raises `ArithmeticError` for a picture with NaN or infinity: it would come out black.
+        Raises `ArithmeticError` for a sample with NaN or infinity, or a picture: it would come out black.
         """
         return [self._decode(sample) for sample in samples]
 
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Give this thread, on a GPU, a stream of its own, beside what other threads do there."""
+        if self.device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self.device):
+            mine = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            mine.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(mine):
+                yield
+
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given, so that times and errors belong to their step."""
+        """Wait for what this thread gave the device, so that times and errors belong to their step.
+
+        After it any other thread may use the results.
+        """
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
 
     def free(self) -> None:
         """Give back the memory of what is only kept to save work."""
@@ -331,6 +351,8 @@ class Pipeline:
         return Owners.build(spans(lengths), self.device)
 
     def _decode(self, sample: Sample) -> Pixels:
+        if not bool(torch.isfinite(sample.latents).all()):
+            raise ArithmeticError("the latents hold values that are not finite")
         latents = unpack(sample.latents.unsqueeze(0), width=sample.width, height=sample.height)
         image = self.autoencoder.decode(latents)[0]
         if not bool(torch.isfinite(image).all()):

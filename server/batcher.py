@@ -17,6 +17,9 @@ MAX_TEXTS: Final = 8  # of one encoding: its attention scores grow with them, an
 FORESIGHT: Final = 16.0  # a device-second saved is worth so many lost: it also helps those still to come
 SURELY: Final = 0.9  # what cannot be done in this part of its predicted time is given up
 
+Lane = frozenset[StepKind]  # the kinds of step that are run one after another
+ONE_LANE: Final[Lane] = frozenset(StepKind)
+
 
 class Phase(Enum):
     """What a picture needs next."""
@@ -25,6 +28,13 @@ class Phase(Enum):
     DENOISE = auto()
     DECODE = auto()
     DONE = auto()
+
+
+NEXT: Final = {
+    Phase.TEXT: StepKind.ENCODE,
+    Phase.DENOISE: StepKind.DENOISE,
+    Phase.DECODE: StepKind.DECODE,
+}
 
 
 @dataclass(slots=True)
@@ -114,7 +124,10 @@ class _Place:
 
 @dataclass(slots=True)
 class Batcher:
-    """Holds the entries and plans one step at a time.
+    """Holds the entries and plans one step at a time for each lane.
+
+    **Lanes.** A device may run one step after another, or encode and decode beside its denoising: whoever
+    drives it asks for a step of those kinds that its lane takes, whenever the lane is free.
 
     **Order.** As they would finish if the device were shared among all at once, by weight: small work first,
     larger work later but not last, what is nearly done before what is not begun. An entry weighs by its
@@ -140,7 +153,7 @@ class Batcher:
     costs: Costs
     _places: dict[str, _Place] = field(default_factory=dict)
     _clock: FairClock = field(default_factory=FairClock)
-    _rescued_last: bool = False
+    _rescued_last: set[Lane] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -174,14 +187,15 @@ class Batcher:
         if place := self._places.pop(entry_id, None):
             self._clock.leave(place.share, left_s=place.left_s)
 
-    def plan(self, now: float) -> Step | None:
-        """Return the next step, or None when nothing is in hand that is not in a step already."""
-        order = sorted((place for place in self._places.values() if not place.running), key=_rank)
+    def plan(self, now: float, lane: Lane = ONE_LANE) -> Step | None:
+        """Return the next step of `lane`, or None when all that it could take is in a step already."""
+        idle = [place for place in self._places.values() if not place.running]
+        if late := [place for place in idle if self._is_hopeless(place, now)]:
+            return self._begin(StepKind.DROP, late)
+        order = sorted((place for place in idle if NEXT[place.entry.phase] in lane), key=_rank)
         if not order:
             return None
-        if late := [place for place in order if self._is_hopeless(place, now)]:
-            return self._begin(StepKind.DROP, late)
-        order = self._rescue(order, now)
+        order = self._rescue(order, now, lane)
         first = order[0]
         if first.entry.phase is Phase.DECODE:
             return self._begin(StepKind.DECODE, [first])
@@ -220,7 +234,7 @@ class Batcher:
         deadline_s = place.entry.deadline_s
         return deadline_s is not None and now + SURELY * place.alone_s >= deadline_s
 
-    def _rescue(self, order: list[_Place], now: float) -> list[_Place]:
+    def _rescue(self, order: list[_Place], now: float, lane: Lane) -> list[_Place]:
         """Put those that would miss their deadline in front; in every second step behind the first."""
         ahead_s = 0.0
         missing: list[_Place] = []
@@ -230,11 +244,11 @@ class Batcher:
                 missing.append(place)
             ahead_s += place.left_s
         if not missing:
-            self._rescued_last = False
+            self._rescued_last.discard(lane)
             return order
         missing.sort(key=_deadline)
-        self._rescued_last = not self._rescued_last
-        front = missing if self._rescued_last else [order[0], *missing]
+        self._rescued_last ^= {lane}
+        front = missing if lane in self._rescued_last else [order[0], *missing]
         return list(dict.fromkeys([*front, *order]))
 
     def _texts(self, order: Sequence[_Place], now: float) -> list[_Place]:

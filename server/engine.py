@@ -19,23 +19,35 @@ from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
 from server.metrics import Metrics
-from server.protocol import CacheReport, Cancel, Done, Failed, Ready, Revise, Start, Stepped, Submit, ToFront
+from server.protocol import (
+    CacheReport,
+    Cancel,
+    Done,
+    Failed,
+    Ready,
+    Revise,
+    Start,
+    Stepped,
+    Stepping,
+    Submit,
+    ToFront,
+)
 from server.result import result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
-    MAX_FAILED_STARTS,
     Pending,
     Waiter,
     Worker,
     is_hopeless,
     leave,
+    refusal_of,
     wait_for,
     waiters_of,
 )
 from server.router import choose
 from server.supervisor import WORKER_COMMAND, State, Supervisor
 
-MAX_ATTEMPTS: Final = 2
+MAX_ATTEMPTS: Final = 2  # beside others: a worker that dies between steps accuses nobody in particular
 RETRY_SOON_S: Final = 5.0
 
 log = structlog.get_logger(__name__)
@@ -53,10 +65,10 @@ class EngineStats:
 class Engine:
     """Serves requests on one worker per entry of `starts`.
 
-    A picture whose worker died is run once more. Since any picture that the dead worker had in hand may be
-    what killed it, these suspects run one at a time and alone, so that one which kills again takes no
-    neighbour with it; until they are through, nothing else is handed out. A worker that has work and says
-    nothing for `hang_s` is taken for dead.
+    A picture whose worker died is run again. Any picture that was in a running step may be what killed it, so
+    these suspects run once more, one at a time and alone on one worker, so that one which kills again takes
+    no neighbour with it; other workers go on with everything else. A worker that has work and says nothing
+    for `hang_s` is taken for dead.
     """
 
     def __init__(
@@ -243,14 +255,16 @@ class Engine:
             worker.alone = worker.alone and bool(worker.in_hand)
 
     def _dispatch(self) -> None:
-        """Hand out what waits: suspects alone to idle workers first, then everything else."""
+        """Hand out what waits: suspects alone to one worker, everything else to the others."""
         ready = [i for i, worker in enumerate(self._workers) if worker.supervisor.state is State.READY]
-        for index in ready:
-            if self._suspects and not self._workers[index].in_hand:
-                self._workers[index].alone = True
-                self._hand_over(self._suspects.popleft(), index)
         open_to_all = [index for index in ready if not self._workers[index].alone]
-        while self._waiting and open_to_all and not self._suspects:
+        if self._suspects and len(open_to_all) == len(ready) > 0:
+            ward = min(ready, key=lambda index: len(self._workers[index].in_hand))
+            open_to_all.remove(ward)
+            if not self._workers[ward].in_hand:
+                self._workers[ward].alone = True
+                self._hand_over(self._suspects.popleft(), ward)
+        while self._waiting and open_to_all:
             pending = self._waiting.popleft()
             size = (pending.image.width, pending.image.height)
             loads = [self._workers[index].load(index) for index in open_to_all]
@@ -278,7 +292,10 @@ class Engine:
                     self._settle(index, image_id, image)
                 case Failed(id=image_id, code=code, message=reason):
                     self._settle(index, image_id, from_code(code, reason))
+                case Stepping(lane=lane, ids=ids):
+                    self._workers[index].stepping[lane] = ids
                 case Stepped():
+                    self._workers[index].stepping.pop(message.lane, None)
                     self._metrics.step(message)
                 case CacheReport():
                     self._metrics.cache(index, message)
@@ -349,15 +366,20 @@ class Engine:
         return change
 
     def _recover(self, worker: Worker) -> None:
-        """Put what a lost worker had in hand up for its second and last attempt."""
+        """Put what a lost worker had in hand up for another attempt; the last one of a suspect was alone."""
+        stepping = worker.in_a_step()
         lost, worker.in_hand, worker.alone = list(worker.in_hand.values()), {}, False
         worker.owed.clear()
-        for pending in lost:
+        worker.stepping.clear()
+        for pending in reversed(lost):
             pending.worker = None
-            if pending.attempts < MAX_ATTEMPTS:
-                self._suspects.append(pending)
-            else:
+            if pending.suspected:
                 pending.settle(WorkerLost("the worker died twice while making this picture", retry_after_s=1))
+            elif pending.image.id in stepping or pending.attempts >= MAX_ATTEMPTS:
+                pending.suspected = True
+                self._suspects.appendleft(pending)
+            else:
+                self._waiting.appendleft(pending)
 
     def _give_up_if_hopeless(self) -> None:
         """Answer everybody who waits for a worker that is not coming back."""
@@ -369,15 +391,7 @@ class Engine:
         self._suspects.clear()
 
     def _refusal(self) -> str:
-        """Return why no worker will ever be ready, empty while one may be or has been."""
-        if self._model is not None or not all(is_hopeless(worker.supervisor) for worker in self._workers):
-            return ""
-        died = (
-            f"the worker died {MAX_FAILED_STARTS} times while it was starting; the log above has the reason"
-        )
-        return next(
-            (worker.supervisor.refusal for worker in self._workers if worker.supervisor.refusal), died
-        )
+        return "" if self._model is not None else refusal_of(self._workers)
 
     def _workers_ready(self) -> int:
         return sum(worker.supervisor.state is State.READY for worker in self._workers)

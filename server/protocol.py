@@ -73,10 +73,21 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     costs: CostTable
 
 
+class Stepping(msgspec.Struct, frozen=True, kw_only=True, tag="stepping"):
+    """A step of these pictures begins: if the worker dies before `Stepped`, one of them may be why.
+
+    Each lane runs one step at a time.
+    """
+
+    lane: int
+    ids: list[str]
+
+
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag="stepped"):
-    """One device step of any kind: the raw material of the step histograms."""
+    """One step of any kind is over: the raw material of the step histograms. Seconds are device-seconds."""
 
     kind: str
+    lane: int
     images: int
     tokens: int
     seconds: float
@@ -110,7 +121,7 @@ class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag="fatal"):
 
 
 ToWorker = Start | Submit | Cancel | Revise | Stop
-ToFront = Ready | Stepped | Done | Failed | CacheReport | Fatal
+ToFront = Ready | Stepping | Stepped | Done | Failed | CacheReport | Fatal
 
 
 class ProtocolError(Exception):

@@ -32,6 +32,7 @@ class Pending:
     deadline: float | None
     waiters: "list[Waiter]" = field(default_factory=list)
     attempts: int = 0
+    suspected: bool = False  # of having killed a worker
     worker: int | None = None
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
     settled: bool = False
@@ -82,12 +83,17 @@ class Worker:
     supervisor: Supervisor
     in_hand: dict[str, Pending] = field(default_factory=dict)
     owed: set[str] = field(default_factory=set)  # cancelled, and not yet said to be forgotten
+    stepping: dict[int, list[str]] = field(default_factory=dict)  # the pictures of the running step, by lane
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""
         return bool(self.in_hand or self.owed)
+
+    def in_a_step(self) -> set[str]:
+        """Return the ids of the pictures whose step has begun and is not over."""
+        return {image_id for ids in self.stepping.values() for image_id in ids}
 
     def load(self, index: int) -> Load:
         return Load(
@@ -100,6 +106,15 @@ class Worker:
 def is_hopeless(supervisor: Supervisor) -> bool:
     gone = supervisor.state in (State.REFUSED, State.STOPPED)
     return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
+
+
+def refusal_of(workers: Iterable[Worker]) -> str:
+    """Return why none of these workers will ever be ready, empty while one may be."""
+    supervisors = [worker.supervisor for worker in workers]
+    if not all(is_hopeless(supervisor) for supervisor in supervisors):
+        return ""
+    died = f"the worker died {MAX_FAILED_STARTS} times while it was starting; the log above has the reason"
+    return next((supervisor.refusal for supervisor in supervisors if supervisor.refusal), died)
 
 
 def wait_for(picture: Image | Pending, request_id: str) -> Waiter:

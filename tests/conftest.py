@@ -3,11 +3,17 @@
 import os
 
 import pytest
+import structlog
 import torch
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+# Half a second for every traceback if rich draws it, with all that its frames hold.
+structlog.configure(
+    processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+)
 
 torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as in the worker
 

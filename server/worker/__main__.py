@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final, cast
@@ -29,17 +30,19 @@ from model.device import (
     choose_memory,
     choose_numerics,
 )
+from model.lending import Memory
 from model.pipeline import Pipeline, PipelineInfo
 from model.progress import loading_bar
 from model.quantization import QuantizeName
 from model.verify import has_sums, verify
 from server import logs
+from server.batcher import Lane
 from server.costs import Costs, Shape
 from server.generation import ModelInfo
 from server.protocol import Fatal, ProtocolError, Ready, Start
 from server.worker.calibrate import calibrated, keep
 from server.worker.connection import Connection
-from server.worker.loop import Inbox, Loop
+from server.worker.loop import BESIDE, IN_TURN, Loop
 
 EXIT_CHECKPOINT: Final = 3
 EXIT_PROTOCOL: Final = 4
@@ -60,7 +63,7 @@ def main() -> int:
     _die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl+C and systemd tell every process of the group,
         signal.signal(number, signal.SIG_IGN)  # but the front end drains first and then says so
-    connection, inbox = Connection(end), Inbox()
+    connection = Connection(end)
     messages = connection.messages()
     start = next(messages, None)
     if not isinstance(start, Start):
@@ -73,11 +76,12 @@ def main() -> int:
         return EXIT_CHECKPOINT
     data_dir = Path(start.data_dir)
     key, table = calibrated(pipeline, kernels=start.kernels, data_dir=data_dir, budget_s=start.calibration_s)
-    threading.Thread(target=_receive, args=(connection, inbox), name="reader", daemon=True).start()
     costs = Costs.of(table)
+    loop = Loop(pipeline=pipeline, send=connection.send, costs=costs, lanes=_lanes(start))
+    threading.Thread(target=_receive, args=(connection, loop), name="reader", daemon=True).start()
     connection.send(Ready(model=_describe(pipeline.info, costs, max_steps=start.max_steps), costs=table))
     try:
-        Loop(pipeline=pipeline, inbox=inbox, send=connection.send, costs=costs).run()
+        loop.run()
     except torch.AcceleratorError:
         log.exception("device_lost")
         logs.flush()
@@ -119,11 +123,17 @@ def _describe(info: PipelineInfo, costs: Costs, *, max_steps: int) -> ModelInfo:
     )
 
 
-def _receive(connection: Connection, inbox: Inbox) -> None:
+def _lanes(start: Start) -> Sequence[Lane]:
+    """Stages run at once where all weights are on the device anyway, and memory is not what is short."""
+    memory = choose_memory(cast(MemoryName, start.memory), choose_device(start.device))
+    return BESIDE if memory is Memory.FULL else IN_TURN
+
+
+def _receive(connection: Connection, loop: Loop) -> None:
     """Feed the loop; when the front end is gone or talks nonsense there is nobody left to work for."""
     try:
         for message in connection.messages():
-            inbox.put(message)
+            loop.receive(message)
     except (OSError, ProtocolError):
         log.exception("connection_lost")
         logs.flush()

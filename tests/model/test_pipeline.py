@@ -1,8 +1,11 @@
 """The pipeline's stages: caching, batching of prompts, and that a step is all or nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from torch import Tensor
 from kernels.rows import Owners
 from model.conditioning import Prompt
 from model.layout import Numerics
-from model.pipeline import Pipeline
+from model.pipeline import Pipeline, Pixels
 from model.sampling import Sample
 from tests.model.conftest import Oracle
 
@@ -65,6 +68,55 @@ def test_lengths_may_be_mixed(oracle: Oracle) -> None:
     pipeline = load(oracle()[1], Numerics.FAST)
     lengths = [len(each.txt) for each in pipeline.encode([Prompt("a", 64), Prompt("a", 32), Prompt("b", 64)])]
     assert lengths == [64, 32, 64]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_encoding_and_decoding_beside_the_steps_changes_no_bit(oracle: Oracle, device: str) -> None:
+    folder = oracle()[1]
+    pipeline = Pipeline.load(
+        folder, device=torch.device(device), dtype=torch.float32, numerics=Numerics.EXACT
+    )
+    alone = [
+        pipeline.generate([text], seeds=[0], width=256, height=256, steps=2, max_sequence_length=64)[0]
+        for text in TEXTS
+    ]
+    pipeline.conditioning.free()
+    ready: SimpleQueue[Sample | None] = SimpleQueue()
+
+    waiting: SimpleQueue[Sample | None] = SimpleQueue()
+
+    def encode_and_decode() -> list[Pixels]:
+        decoded: list[Pixels] = []
+        try:
+            with pipeline.stream():
+                for text in TEXTS * 4:
+                    pipeline.conditioning.free()
+                    sample = begin(pipeline, text)
+                    pipeline.synchronize()
+                    waiting.put(sample)
+                    if (finished := ready.get()) is not None:
+                        decoded += pipeline.decode([finished])
+        finally:
+            waiting.put(None)
+        return decoded + pipeline.decode(list(iter(ready.get, None)))
+
+    def denoise() -> None:
+        ready.put(None)  # while the first is denoised the second is encoded
+        try:
+            with pipeline.stream():
+                for sample in iter(waiting.get, None):
+                    while not sample.finished:
+                        pipeline.denoise_step([sample])
+                    pipeline.synchronize()
+                    ready.put(sample)
+        finally:
+            ready.put(None)
+
+    with ThreadPoolExecutor(2) as threads:
+        encoding, denoising = threads.submit(encode_and_decode), threads.submit(denoise)
+    denoising.result()
+    for made, expected in zip(encoding.result(), alone * 4, strict=True):
+        np.testing.assert_array_equal(made, expected)
 
 
 def test_samples_at_different_steps_and_sizes_share_a_step_and_stay_themselves(oracle: Oracle) -> None:

@@ -1,7 +1,8 @@
 """A worker without a model: it speaks the real protocol and misbehaves as the prompt asks.
 
 Prompts: `sleep S`, `die`, `fail`, `hang`, `garbage`, `oversized`, `other id`, `twice`, `die once PATH`;
-`late` with a deadline is dropped for it just when a later one comes in.
+`late` with a deadline is dropped for it just when a later one comes in; `meet PATH` stays outside of any
+step, and is answered where the path exists and four such pictures are in hand at once.
 A picture's bytes name its id, seed and size, so that a mix-up shows.
 """
 
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from server.costs import CostTable
 from server.generation import Image, ImageRequest, ModelInfo, Timings
-from server.protocol import Cancel, Done, Failed, Fatal, Ready, Revise, Start, Stop, Submit
+from server.protocol import Cancel, Done, Failed, Fatal, Ready, Revise, Start, Stepping, Stop, Submit
 from server.worker.connection import Connection
 
+MEETING = threading.Barrier(4)
 COSTS = CostTable(decode_pixel_s=0.01 / 256**2)
 
 
@@ -34,7 +36,13 @@ def picture(request: ImageRequest) -> Image:
 
 def answer(connection: Connection, end: socket.socket, request: ImageRequest, cancelled: set[str]) -> None:
     word, _, rest = request.prompt.partition(" ")
+    if word != "meet":
+        connection.send(Stepping(lane=threading.get_ident(), ids=[request.id]))
     match word:
+        case "meet":
+            if not Path(rest).exists():
+                return
+            MEETING.wait(30)
         case "sleep":
             time.sleep(float(rest))
         case "die":
@@ -43,6 +51,7 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
                 if marker is not None:
                     marker.touch()
                 os._exit(1)
+            time.sleep(0.5)
         case "hang":
             return
         case "late" if request.deadline_s is not None:

@@ -6,10 +6,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from server.batcher import Batcher, Entry, Phase
+from server.batcher import NEXT, ONE_LANE, Batcher, Entry, Lane, Phase, Step
 from server.costs import Costs, CostTable, Shape, StepKind
 from server.generation import Priority
 
+DENOISE: Lane = frozenset({StepKind.DENOISE})
+BESIDE: Lane = frozenset({StepKind.ENCODE, StepKind.DECODE})
 SIZES = ((256, 256), (384, 256), (512, 512))
 # One second for every 1000 rows of a step, whoever shares it; a text takes 0.1 s, a decoder 1 s for 512x512.
 PER_ROW = CostTable(row_s=1e-3, text_fixed_s=0.1, decode_pixel_s=1 / 512**2)
@@ -393,8 +395,35 @@ def test_others_can_step_while_a_picture_is_decoded_elsewhere() -> None:
     assert [each.id for each in made.complete(decode)] == ["done"]
 
 
+def test_a_lane_takes_steps_of_its_kinds_only() -> None:
+    made = batcher(
+        entry("stepping"), entry("new", phase=Phase.TEXT), entry("nearly done", phase=Phase.DECODE)
+    )
+    kinds = [made.plan(0.0, lane) for lane in (DENOISE, BESIDE, BESIDE, DENOISE, BESIDE)]
+    assert [step and step.kind for step in kinds] == ["denoise", "decode", "encode", None, None]
+
+
+def test_deadlines_lead_every_second_step_of_each_lane() -> None:
+    """Were the turns counted over all lanes, one lane would rescue always and the other never."""
+    made = batcher(entry("patient", steps=9), table=PER_ROW)
+    for count in range(9):
+        made.add(entry(f"patient {count}", phase=Phase.DECODE))
+    leaders: dict[Lane, list[str]] = {BESIDE: [], DENOISE: []}
+    for count in range(4):
+        made.add(entry(f"pressing {count}", SIZES[2], steps=9, deadline_s=11.0))
+        made.add(entry(f"pressing too {count}", SIZES[2], phase=Phase.DECODE, deadline_s=1.2))
+        for lane, led in leaders.items():
+            step = made.plan(0.0, lane)
+            assert step is not None
+            led.append(step.entries[0].id.split()[0])
+            made.complete(step)
+    assert leaders == {BESIDE: ["pressing", "patient"] * 2, DENOISE: ["pressing", "patient"] * 2}
+
+
 class NothingIsLost(RuleBasedStateMachine):
     """Add, cancel and run steps at random: every picture leaves exactly once, and none starves."""
+
+    lanes: tuple[Lane, ...] = (ONE_LANE,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -403,6 +432,7 @@ class NothingIsLost(RuleBasedStateMachine):
         self.now = 0.0
         self.count = 0
         self.inside: dict[str, Entry] = {}
+        self.running: dict[Lane, Step] = {}
         self.patience: dict[str, int] = {}  # steps after which one that is due must be done
 
     @rule(
@@ -430,18 +460,33 @@ class NothingIsLost(RuleBasedStateMachine):
             del self.inside[name]
             self.patience.pop(name, None)
 
-    @rule()
-    def step(self) -> None:
-        self.now += 0.5
-        step = self.batcher.plan(self.now)
-        assert (step is None) == (not self.inside)
+    @rule(data=st.data())
+    def turn(self, data: st.DataObject) -> None:
+        self.go_on(data.draw(st.sampled_from(self.lanes)))
+
+    def go_on(self, lane: Lane) -> None:
+        """End the step of a lane that runs one, else begin one."""
+        self.now += 0.25
+        if lane in self.running:
+            self.end(self.running.pop(lane))
+        else:
+            self.begin(lane)
+
+    def begin(self, lane: Lane) -> None:
+        busy = {each.id for step in self.running.values() for each in step.entries}
+        idle = {name for name, each in self.inside.items() if name not in busy and NEXT[each.phase] in lane}
+        step = self.batcher.plan(self.now, lane)
         if step is None:
+            assert not idle
             return
-        assert all(self.inside[each.id] is each for each in step.entries)
-        wanted = {StepKind.ENCODE: Phase.TEXT, StepKind.DENOISE: Phase.DENOISE, StepKind.DECODE: Phase.DECODE}
+        assert all(self.inside[each.id] is each and each.id not in busy for each in step.entries)
+        self.running[lane] = step
         if step.kind is not StepKind.DROP:
-            assert {each.phase for each in step.entries} == {wanted[step.kind]}
+            assert {NEXT[each.phase] for each in step.entries} == {step.kind}
+            assert step.kind in lane
             self.patience = {name: left - 1 for name, left in self.patience.items()}
+
+    def end(self, step: Step) -> None:
         for each in self.batcher.complete(step):
             assert self.inside.pop(each.id) is each
             self.patience.pop(each.id, None)
@@ -459,11 +504,18 @@ class NothingIsLost(RuleBasedStateMachine):
         assert len(self.batcher) == len(self.inside)
 
     def teardown(self) -> None:
-        for _ in range(8 * len(self.inside) + 1):
-            self.step()
+        for _ in range(16 * len(self.inside) + 2):
+            for lane in self.lanes:
+                self.go_on(lane)
         assert not self.inside, "everything leaves in the end"
         assert self.batcher._clock.weight == 0.0
 
 
+class NothingIsLostInTwoLanes(NothingIsLost):
+    lanes = (DENOISE, BESIDE)
+
+
 TestNothingIsLost = NothingIsLost.TestCase
-TestNothingIsLost.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestNothingIsLostInTwoLanes = NothingIsLostInTwoLanes.TestCase
+TestNothingIsLost.settings = settings(max_examples=40, stateful_step_count=80, deadline=None)
+TestNothingIsLostInTwoLanes.settings = TestNothingIsLost.settings

@@ -152,6 +152,34 @@ def test_a_picture_that_kills_once_is_made_the_second_time(tmp_path: Path) -> No
     run(story)
 
 
+def test_pictures_that_were_in_no_step_are_not_suspected(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            marker = tmp_path / "marker"
+            bystanders = [asyncio.create_task(ask(engine, request(f"meet {marker}"))) for _ in range(4)]
+            while engine.stats().in_hand < 4:
+                await asyncio.sleep(0)
+            assert await ask(engine, request(f"die once {marker}")) == "ok"
+            assert await asyncio.gather(*bystanders) == ["ok"] * 4, "they ran beside each other"
+
+    run(story)
+
+
+def test_a_suspect_on_one_worker_keeps_no_other_worker_waiting(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on("fake", "fake", "fake") as engine:
+            while engine.stats().workers_ready < 3:
+                await asyncio.sleep(0.01)
+            suspect = asyncio.create_task(ask(engine, request(f"die once {tmp_path / 'marker'}")))
+            while engine.stats().workers_ready == 3:
+                await asyncio.sleep(0.001)
+            assert await ask(engine, request()) == "ok"
+            assert not suspect.done()
+            assert await suspect == "ok"
+
+    run(story)
+
+
 def test_lost_pictures_move_to_another_worker(tmp_path: Path) -> None:
     async def story() -> None:
         async with engine_on("fake", "fake") as engine:

@@ -75,7 +75,7 @@ def test_an_error_counts_under_its_code_and_has_no_timings() -> None:
 
 def test_a_step_tells_its_seconds_pictures_and_tokens() -> None:
     metrics = Metrics()
-    metrics.step(Stepped(kind="denoise", images=3, tokens=768, seconds=0.2))
+    metrics.step(Stepped(kind="denoise", lane=0, images=3, tokens=768, seconds=0.2))
     found = samples(metrics)
     assert found["flux_step_images_sum", "denoise"] == 3
     assert found["flux_step_tokens_sum", "denoise"] == 768

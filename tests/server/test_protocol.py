@@ -22,6 +22,7 @@ from server.protocol import (
     Revise,
     Start,
     Stepped,
+    Stepping,
     Stop,
     Submit,
     ToFront,
@@ -55,7 +56,8 @@ TO_WORKER: list[ToWorker] = [
 ]  # fmt: skip
 TO_FRONT: list[ToFront] = [
     Ready(model=MODEL, costs=CostTable(row_s=1e-5, ratios={"denoise 256x256": 1.25}, max_rows=7)),
-    Stepped(kind="denoise", images=2, tokens=512, seconds=0.5),
+    Stepped(kind="denoise", lane=0, images=2, tokens=512, seconds=0.5),
+    Stepping(lane=0, ids=["a/0"]),
     Done(id="r/0", image=IMAGE),
     Failed(id="r/0", code="generation_failed", message="no"),
     CacheReport(hits=1, misses=2, size_bytes=3),

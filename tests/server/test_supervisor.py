@@ -30,7 +30,7 @@ import os, socket, sys, time
 end = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
 end.recv(1 << 16)
 READY = {frame(Ready(model=MODEL, costs=CostTable()))!r}
-STEPPED = {frame(Stepped(kind="denoise", images=1, tokens=1, seconds=1.0))!r}
+STEPPED = {frame(Stepped(kind="denoise", lane=0, images=1, tokens=1, seconds=1.0))!r}
 """
 IDLE = "end.sendall(READY); end.recv(1)"
 

@@ -1,9 +1,10 @@
 """The step loop on a pipeline that fails where it is told to: what is at fault fails alone."""
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,10 +18,11 @@ from model.generate import EMBEDDED_MODEL
 from model.layout import Numerics
 from model.pipeline import Pipeline, PipelineInfo, Pixels
 from model.sampling import Sample
+from server.batcher import Lane
 from server.costs import Costs, CostTable
 from server.generation import GenerationRequest, ImageRequest, Priority
-from server.protocol import Cancel, Done, Failed, Revise, Stepped, Stop, Submit, ToFront, ToWorker
-from server.worker.loop import Inbox, Loop
+from server.protocol import Cancel, Done, Failed, Revise, Stepped, Stepping, Stop, Submit, ToFront, ToWorker
+from server.worker.loop import BESIDE, IN_TURN, Loop
 
 INFO = PipelineInfo(
     name="fake",
@@ -56,9 +58,13 @@ class FakePipeline:
     conditioning: ConditioningCache = field(default_factory=lambda: ConditioningCache(0))
     gate: threading.Event = field(default_factory=threading.Event)
     shared: list[int] = field(default_factory=list)
+    pause_s: float = 0.0
 
     def uses_negative(self, guidance_scale: float) -> bool:
         return guidance_scale > 1
+
+    def stream(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def synchronize(self) -> None:
         pass
@@ -87,6 +93,7 @@ class FakePipeline:
         return [np.full((*sample.size[::-1], 3), sample.seed, np.uint8) for sample in samples]
 
     def _fail(self, stage: str, prompts: Sequence[str]) -> None:
+        time.sleep(self.pause_s)
         if f"fail {stage}" in prompts:
             raise RuntimeError(f"{stage} was told to fail")
 
@@ -94,12 +101,22 @@ class FakePipeline:
 @dataclass
 class World:
     pipeline: FakePipeline
-    inbox: Inbox
+    loop: Loop
     sent: list[ToFront]
     arrived: threading.Condition
 
     def submit(self, name: str, prompt: str = "a", **changes: Any) -> None:
-        self.inbox.put(submitted(name, prompt=prompt, **changes))
+        self.loop.receive(submitted(name, prompt=prompt, **changes))
+
+    def wait_for_steps(self, name: str, count: int) -> None:
+        """Wait until `count` denoising steps of a picture have begun."""
+
+        def found() -> int:
+            steps = (message for message in self.sent if isinstance(message, Stepping) and message.lane == 0)
+            return sum(f"{name}/0" in step.ids for step in steps)
+
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: found() >= count, timeout=10), self.sent
 
     def answers(self, count: int) -> dict[str, Done | Failed]:
         """Wait for `count` answers and return them by request."""
@@ -114,7 +131,7 @@ class World:
 
 
 @contextmanager
-def running(*, paused: bool = False) -> Iterator[World]:
+def running(pipeline: FakePipeline | None = None, *, paused: bool = False) -> Iterator[World]:
     arrived = threading.Condition()
     sent: list[ToFront] = []
 
@@ -123,19 +140,18 @@ def running(*, paused: bool = False) -> Iterator[World]:
             sent.append(message)
             arrived.notify_all()
 
-    world = World(FakePipeline(), Inbox(), sent, arrived)
+    pipeline = pipeline or FakePipeline()
+    loop = Loop(pipeline=cast(Pipeline, pipeline), send=send, costs=Costs.of(LAUNCH_BOUND))
+    world = World(pipeline, loop, sent, arrived)
     if not paused:
         world.pipeline.gate.set()
-    loop = Loop(
-        pipeline=cast(Pipeline, world.pipeline), inbox=world.inbox, send=send, costs=Costs.of(LAUNCH_BOUND)
-    )
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
         yield world
     finally:
         world.pipeline.gate.set()
-        world.inbox.put(Stop())
+        world.loop.receive(Stop())
         thread.join(10)
         assert not thread.is_alive()
 
@@ -174,11 +190,99 @@ def test_a_newcomer_joins_between_steps() -> None:
         assert max(world.pipeline.shared) == 2
 
 
+def test_a_decode_and_an_encoding_stall_nobody_who_could_step() -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    class Slow(FakePipeline):
+        def decode(self, samples: Sequence[FakeSample]) -> list[Pixels]:
+            begun.release()
+            assert go_on.wait(10)
+            return super().decode(samples)
+
+        def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+            if any(prompt.text == "slow" for prompt in prompts):
+                begun.release()
+                assert go_on.wait(10)
+            return super().encode(prompts)
+
+    with running(Slow(), paused=True) as world:
+        world.submit("decoding", steps=1)
+        world.submit("stepping", steps=12)
+        world.pipeline.gate.set()
+        assert begun.acquire(timeout=10)
+        world.wait_for_steps("stepping", 12)
+        go_on.set()
+        world.answers(2)
+        go_on.clear()
+        world.pipeline.gate.clear()
+        world.submit("stepping too", steps=12)
+        world.wait_for_steps("stepping too", 1)
+        world.submit("encoding", "slow")
+        assert begun.acquire(timeout=10)
+        world.pipeline.gate.set()
+        world.wait_for_steps("stepping too", 12)
+        go_on.set()
+        world.answers(4)
+
+
+def test_with_one_lane_stages_take_turns() -> None:
+    at_once: list[int] = []
+    running_now = threading.Semaphore(1)
+
+    class Single(FakePipeline):
+        def _fail(self, stage: str, prompts: Sequence[str]) -> None:
+            at_once.append(running_now.acquire(blocking=False))
+            super()._fail(stage, prompts)
+
+        def synchronize(self) -> None:
+            running_now.release()
+
+    hear(Single(), [submitted(str(n), steps=3) for n in range(6)], lanes=IN_TURN)
+    assert len(at_once) > 6
+    assert all(at_once)
+
+
+def test_device_seconds_of_steps_at_the_same_time_count_once() -> None:
+    began = time.monotonic()
+    sent = hear(FakePipeline(pause_s=0.01), [submitted(str(n), steps=4) for n in range(8)])
+    seconds = time.monotonic() - began
+    stepped_s = sum(message.seconds for message in sent if isinstance(message, Stepped))
+    pictures_s = sum(message.image.timings.device_s for message in sent if isinstance(message, Done))
+    assert stepped_s == pytest.approx(pictures_s)
+    assert stepped_s <= seconds
+
+
+def test_a_step_says_whom_it_is_for_before_it_begins() -> None:
+    sent = hear(FakePipeline(), [submitted("a", steps=2)])
+    told = [message for message in sent if isinstance(message, Stepping | Stepped)]
+    assert [type(message) for message in told] == [Stepping, Stepped] * 4
+    assert all(message.ids == ["a/0"] for message in told if isinstance(message, Stepping))
+    assert [message.lane for message in told] == [1, 1, 0, 0, 0, 0, 1, 1]
+
+
+def test_a_picture_whose_latents_are_not_finite_fails_alone_and_before_it_is_decoded() -> None:
+    def spoil(pipeline: Watched, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            if sample.height == 272 and sample.step == 1:
+                sample.latents[3, 5] = float("nan")
+
+    *good, bad = images(3, steps=2, width=256, height=256)
+    pipeline = watched(spoil)
+    decoded: list[int] = []
+    decode = pipeline.autoencoder.decode
+    pipeline.autoencoder.decode = lambda latents: (decoded.append(latents.shape[2]), decode(latents))[1]
+    spoiled = msgspec.structs.replace(bad, height=272)
+    sent = run_through(pipeline, [*good, spoiled])
+    assert set(pictures(sent)) == {"0", "1"}
+    assert decoded == [32, 32]
+    assert pictures(sent) == pictures(run_through(watched(lambda pipeline, samples: None), good))
+
+
 def test_a_cancelled_picture_is_not_made_and_said_to_be_forgotten() -> None:
     with running(paused=True) as world:
         world.submit("kept", steps=2)
         world.submit("cancelled", steps=12)
-        world.inbox.put(Cancel(id="cancelled/0"))
+        world.loop.receive(Cancel(id="cancelled/0"))
         world.pipeline.gate.set()
         answers = world.answers(2)
         assert isinstance(answers["kept"], Done)
@@ -369,10 +473,10 @@ def hear(
     *,
     sent: list[ToFront] | None = None,
     costs: CostTable = LAUNCH_BOUND,
+    lanes: Sequence[Lane] = BESIDE,
 ) -> list[ToFront]:
     """Run the loop in this thread on messages that are all there at the beginning, until all is answered."""
     sent = [] if sent is None else sent
-    inbox = Inbox()
     if isinstance(pipeline, FakePipeline):
         pipeline.gate.set()
     requests = sum(isinstance(message, Submit) for message in messages)
@@ -380,9 +484,10 @@ def hear(
     def send(message: ToFront) -> None:
         sent.append(message)
         if sum(isinstance(each, Done | Failed) for each in sent) == requests:
-            inbox.put(Stop())
+            loop.receive(Stop())
 
+    loop = Loop(pipeline=cast(Pipeline, pipeline), send=send, costs=Costs.of(costs), lanes=lanes)
     for message in messages:
-        inbox.put(message)
-    Loop(pipeline=cast(Pipeline, pipeline), inbox=inbox, send=send, costs=Costs.of(costs)).run()
+        loop.receive(message)
+    loop.run()
     return sent
