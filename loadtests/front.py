@@ -123,6 +123,7 @@ def serve(name: str, port: int) -> None:
         worker_starts(settings, cores=1),
         metrics=metrics,
         max_backlog_s=settings.max_backlog_s,
+        default_deadline_s=None,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=0,

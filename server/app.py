@@ -34,6 +34,7 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
         metrics=metrics,
         max_backlog_s=settings.max_backlog_s,
+        default_deadline_s=settings.default_deadline_ms / 1000 or None,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=settings.image_cache_mb << 20,

@@ -8,13 +8,12 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import structlog
 
-from server.admission import Admission, Admitted, auto_steps
+from server.admission import Admission, Admitted
 from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
@@ -32,34 +31,28 @@ from server.protocol import (
     Submit,
     ToFront,
 )
-from server.result import result_of
+from server.result import forecast_of, result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
     Pending,
     Waiter,
     Worker,
-    is_hopeless,
+    end_hanging,
     leave,
     refusal_of,
     wait_for,
     waiters_of,
+    workers_hoped_for,
+    workers_ready,
 )
 from server.router import choose
+from server.stats import EngineStats, ServerState, by_priority, stats_of
 from server.supervisor import WORKER_COMMAND, State, Supervisor
 
 MAX_ATTEMPTS: Final = 2  # beside others: a worker that dies between steps accuses nobody in particular
 RETRY_SOON_S: Final = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    backlog_s: float
-    in_hand: int
-    waiting: int
-    workers: int
-    workers_ready: int
 
 
 class Engine:
@@ -77,14 +70,15 @@ class Engine:
         *,
         metrics: Metrics,
         max_backlog_s: float,
-        auto_steps_backlog_s: float,
+        default_deadline_s: float | None,
+        auto_steps_backlog_s: Sequence[float],
         hang_s: float,
         image_cache_bytes: int,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
-        self._admission = Admission(max_backlog_s)
-        self._auto_steps_backlog_s = auto_steps_backlog_s
+        self._admission = Admission(max_backlog_s, auto_steps_backlog_s)
+        self._default_deadline_s = default_deadline_s
         self._hang_s = hang_s
         self._gallery = Gallery(image_cache_bytes, metrics=metrics)
         self._watch: asyncio.Task[None] | None = None
@@ -107,12 +101,16 @@ class Engine:
             )
             for index, start in enumerate(starts)
         ]
+        metrics.watch(
+            backlog_s=lambda: self._admission.backlog_s,
+            waiting=lambda priority: by_priority(self._unanswered, began=False)[priority],
+        )
 
     async def start(self) -> None:
         """Spawn the workers; returns before they are ready."""
         for worker in self._workers:
             worker.supervisor.start()
-        self._watch = asyncio.create_task(self._end_hanging_workers())
+        self._watch = asyncio.create_task(end_hanging(self._workers, hang_s=self._hang_s))
 
     async def wait_ready(self) -> None:
         """Wait until a worker takes requests; raises `NotReady` if none ever will."""
@@ -132,7 +130,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether requests are welcome: a worker is ready and the server is not draining."""
-        return not self._stopping and self._workers_ready() > 0
+        return not self._stopping and workers_ready(self._workers) > 0
 
     @property
     def model(self) -> ModelInfo:
@@ -142,39 +140,32 @@ class Engine:
         return self._model
 
     def steps_for_auto(self) -> int:
-        """Return the steps that `num_inference_steps: "auto"` gets right now."""
-        backlog_s = self._admission.backlog_s / max(1, self._workers_hoped_for())
-        return auto_steps(backlog_s, step_down_s=self._auto_steps_backlog_s)
+        """Choose the steps of a request with `num_inference_steps: "auto"`."""
+        steps = self._admission.auto_steps(self.model, workers=workers_hoped_for(self._workers))
+        self._metrics.auto_steps(steps)
+        return steps
 
     def stats(self) -> EngineStats:
-        return EngineStats(
-            backlog_s=self._admission.backlog_s,
-            in_hand=sum(len(worker.in_hand) for worker in self._workers),
-            waiting=len(self._waiting) + len(self._suspects),
-            workers=len(self._workers),
-            workers_ready=self._workers_ready(),
+        """Return what is going on now; the cost grows with the pictures in hand."""
+        state = ServerState.READY if self.ready else ServerState.LOADING
+        return stats_of(
+            self._workers,
+            self._unanswered,
+            self._admission,
+            state=ServerState.DRAINING if self._stopping else state,
+            model=self._model,
         )
 
     async def submit(self, request: GenerationRequest, reuse: Reuse = Reuse.NEVER) -> GenerationResult:
         """Make or find the pictures of `request`; cancelling this call cancels work that nobody else awaits.
 
-        Raises `Overloaded`, `NotReady`, `DeadlineExceeded`, `WorkerLost`, `GenerationFailed` or `Cancelled`.
+        A request without a deadline has the server's. Raises `Overloaded`, `NotReady`, `DeadlineExceeded`,
+        `WorkerLost`, `GenerationFailed` or `Cancelled`.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        waiters = self._admit(request, reuse, now=began)
-        try:
-            self._dispatch()
-            async with asyncio.timeout(request.deadline_s):
-                images = await asyncio.gather(*(waiter.answer for waiter in waiters))
-        except TimeoutError:
-            message = f"the request was not finished within its deadline of {request.deadline_s:g} s"
-            raise DeadlineExceeded(message) from None
-        finally:
-            for abandoned in leave(waiters):
-                self._withdraw(abandoned)
-            self._dispatch()
-        return result_of(request, images, waiters, model=self.model.name, total_s=loop.time() - began)
+        if request.deadline_s is None:
+            request = msgspec.structs.replace(request, deadline_s=self._default_deadline_s)
+        with self._metrics.deadline(request.deadline_s):
+            return await self._answer(request, reuse)
 
     async def cancel(self, request_id: str) -> None:
         """End the calls of `submit` with this request id, if there are any, with `Cancelled`."""
@@ -194,6 +185,25 @@ class Engine:
             self._watch.cancel()
         await asyncio.gather(*(worker.supervisor.stop() for worker in self._workers))
 
+    async def _answer(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        waiters = self._admit(request, reuse, now=began)
+        try:
+            forecast = forecast_of(waiters, self._admission, now=began)
+            self._dispatch()
+            async with asyncio.timeout(request.deadline_s):
+                images = await asyncio.gather(*(waiter.answer for waiter in waiters))
+        except TimeoutError:
+            message = f"the request was not finished within its deadline of {request.deadline_s:g} s"
+            raise DeadlineExceeded(message) from None
+        finally:
+            for abandoned in leave(waiters):
+                self._withdraw(abandoned)
+            self._dispatch()
+        total_s = loop.time() - began
+        return result_of(request, images, waiters, forecast=forecast, model=self.model.name, total_s=total_s)
+
     def _admit(self, request: GenerationRequest, reuse: Reuse, *, now: float) -> list[Waiter]:
         """Let the request wait for its pictures; those that need no run of their own are never refused."""
         if self._stopping:
@@ -207,7 +217,7 @@ class Engine:
         lacking = [image for image, picture in zip(images, found, strict=True) if picture is None]
         admitted = iter(self._let_in(lacking, model, deadline_s=request.deadline_s) if lacking else ())
         pictures = [
-            picture or Pending(image, key, next(admitted), deadline)
+            picture or Pending(image, key, next(admitted), deadline, came=now)
             for image, key, picture in zip(images, keys, found, strict=True)
         ]
         runs = [each for each in pictures if isinstance(each, Pending) and not each.waiters]
@@ -219,12 +229,10 @@ class Engine:
     def _let_in(
         self, images: list[ImageRequest], model: ModelInfo, *, deadline_s: float | None
     ) -> list[Admitted]:
-        workers = self._workers_hoped_for()
+        workers = workers_hoped_for(self._workers)
         if workers == 0:
             raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
-        admitted = self._admission.admit(images, model, workers=workers, deadline_s=deadline_s)
-        self._metrics.backlog(self._admission.backlog_s)
-        return admitted
+        return self._admission.admit(images, model, workers=workers, deadline_s=deadline_s)
 
     def _wait_for(
         self, picture: Image | Pending, request: GenerationRequest, *, deadline: float | None
@@ -243,7 +251,6 @@ class Engine:
         self._unanswered.discard(pending)
         self._gallery.ended(pending)
         self._admission.release(pending.admitted, finished=pending.finished)
-        self._metrics.backlog(self._admission.backlog_s)
         for queue in (self._waiting, self._suspects):
             if pending in queue:
                 queue.remove(pending)
@@ -293,10 +300,9 @@ class Engine:
                 case Failed(id=image_id, code=code, message=reason):
                     self._settle(index, image_id, from_code(code, reason))
                 case Stepping(lane=lane, ids=ids):
-                    self._workers[index].stepping[lane] = ids
+                    self._begin_step(index, lane, ids)
                 case Stepped():
-                    self._workers[index].stepping.pop(message.lane, None)
-                    self._metrics.step(message)
+                    self._end_step(index, message)
                 case CacheReport():
                     self._metrics.cache(index, message)
                 case _:
@@ -304,15 +310,19 @@ class Engine:
 
         return hear
 
-    async def _end_hanging_workers(self) -> None:
-        """Kill workers that have work and stay silent; their death is then handled like any other."""
-        while True:
-            await asyncio.sleep(self._hang_s / 4)
-            now = asyncio.get_running_loop().time()
-            for index, worker in enumerate(self._workers):
-                if worker.owes_an_answer() and now - worker.quiet_since > self._hang_s:
-                    log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
-                    worker.supervisor.kill()
+    def _begin_step(self, index: int, lane: int, ids: list[str]) -> None:
+        worker = self._workers[index]
+        worker.stepping[lane] = ids
+        for image_id in ids:
+            if pending := worker.in_hand.get(image_id):
+                pending.began = True
+
+    def _end_step(self, index: int, stepped: Stepped) -> None:
+        self._metrics.step(stepped)
+        worker = self._workers[index]
+        for image_id in worker.stepping.pop(stepped.lane, ()):
+            if pending := worker.in_hand.get(image_id):
+                self._admission.progress(pending.admitted, stepped.kind)
 
     def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
         """Give an answer to the picture of this very id; one that nobody waits for is dropped."""
@@ -357,7 +367,7 @@ class Engine:
                     self._recover(worker)
                 case State.STARTING | State.READY:
                     pass
-            self._metrics.workers(self._workers_ready())
+            self._metrics.workers(workers_ready(self._workers))
             self._give_up_if_hopeless()
             self._dispatch()
             self._changed.set()
@@ -372,7 +382,8 @@ class Engine:
         worker.owed.clear()
         worker.stepping.clear()
         for pending in reversed(lost):
-            pending.worker = None
+            pending.worker, pending.began = None, False
+            self._admission.restart(pending.admitted)
             if pending.suspected:
                 pending.settle(WorkerLost("the worker died twice while making this picture", retry_after_s=1))
             elif pending.image.id in stepping or pending.attempts >= MAX_ATTEMPTS:
@@ -383,7 +394,7 @@ class Engine:
 
     def _give_up_if_hopeless(self) -> None:
         """Answer everybody who waits for a worker that is not coming back."""
-        if self._workers_hoped_for():
+        if workers_hoped_for(self._workers):
             return
         for pending in (*self._waiting, *self._suspects):
             pending.settle(NotReady("no worker is running", retry_after_s=RETRY_SOON_S))
@@ -391,10 +402,5 @@ class Engine:
         self._suspects.clear()
 
     def _refusal(self) -> str:
+        """Return why no worker will ever be ready, empty while one may be or has been."""
         return "" if self._model is not None else refusal_of(self._workers)
-
-    def _workers_ready(self) -> int:
-        return sum(worker.supervisor.state is State.READY for worker in self._workers)
-
-    def _workers_hoped_for(self) -> int:
-        return sum(not is_hopeless(worker.supervisor) for worker in self._workers)

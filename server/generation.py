@@ -18,6 +18,7 @@ MAX_SEQUENCE_LENGTH = 512
 MAX_SEED = 2**53 - 1  # what a JSON number keeps in JavaScript
 DRAWN_SEED_LIMIT = 2**32
 MAX_GUIDANCE_SCALE = 20.0
+MAX_DEADLINE_MS = 3_600_000
 
 
 class Priority(StrEnum):
@@ -114,12 +115,19 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     timings: Timings
 
 
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What was said of a request when it came in: done in `finish_s` seconds, after `position` pictures."""
+
+    position: int
+    finish_s: float
+
+
 class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     """All pictures of one request, in the order of their seeds.
 
     `timings` are those of the slowest picture that was made for it; where none was, all of it was waiting.
     `cached` pictures were finished before, `joined` ones were being made for another request. `created` is
-    in Unix seconds.
+    in Unix seconds. Without a `forecast` all of it was there already.
     """
 
     id: str
@@ -130,6 +138,12 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     cached: int = 0
     joined: int = 0
+    forecast: Forecast | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether a picture was made for this request, and not for another one."""
+        return self.cached + self.joined < len(self.images)
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,12 @@
 """Who works on what: the pictures that were admitted, and the workers with what each has in hand."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+import structlog
 
 from server.admission import Admitted
 from server.errors import ServerError
@@ -16,27 +17,36 @@ from server.supervisor import State, Supervisor
 URGENCY: Final = tuple(Priority)  # the most urgent first
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 
+log = structlog.get_logger(__name__)
+
 
 @dataclass(eq=False, slots=True)
 class Pending:
     """One admitted picture, run once for all who wait for it.
 
     It has the priority of the most urgent of them and the deadline of the most patient: dropping it earlier
-    would fail one who has time left. `deadline` is on the loop's clock; `worker` is None while it waits for
-    one. `key` is None when the picture is one request's own.
+    would fail one who has time left. `deadline` and `came` are on the loop's clock; `worker` is None while it
+    waits for one. `key` is None when the picture is one request's own.
     """
 
     image: ImageRequest
     key: str | None
     admitted: Admitted
     deadline: float | None
+    came: float
     waiters: "list[Waiter]" = field(default_factory=list)
     attempts: int = 0
     suspected: bool = False  # of having killed a worker
     worker: int | None = None
+    began: bool = False  # a step of it has begun
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
     settled: bool = False
     finished: bool = False  # settled with its picture
+
+    @property
+    def predicted(self) -> float:
+        """When it was forecast to be done, on the loop's clock."""
+        return self.came + self.admitted.forecast_s
 
     def left_s(self, now: float) -> float | None:
         """Return the seconds until the deadline, if there is one."""
@@ -95,26 +105,51 @@ class Worker:
         """Return the ids of the pictures whose step has begun and is not over."""
         return {image_id for ids in self.stepping.values() for image_id in ids}
 
+    @property
+    def backlog_s(self) -> float:
+        """Device-seconds of what it has in hand, by its table of costs."""
+        return sum(pending.admitted.left_s for pending in self.in_hand.values())
+
+    @property
+    def sizes(self) -> frozenset[tuple[int, int]]:
+        return frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values())
+
     def load(self, index: int) -> Load:
-        return Load(
-            worker=index,
-            backlog_s=sum(pending.admitted.cost_s for pending in self.in_hand.values()),
-            sizes=frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values()),
-        )
+        return Load(worker=index, backlog_s=self.backlog_s, sizes=self.sizes)
 
 
-def is_hopeless(supervisor: Supervisor) -> bool:
-    gone = supervisor.state in (State.REFUSED, State.STOPPED)
-    return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
+def workers_ready(workers: Sequence[Worker]) -> int:
+    """Count those that take pictures."""
+    return sum(worker.supervisor.state is State.READY for worker in workers)
 
 
-def refusal_of(workers: Iterable[Worker]) -> str:
+def workers_hoped_for(workers: Sequence[Worker]) -> int:
+    """Count those that take pictures, or will."""
+    return sum(not _is_hopeless(worker.supervisor) for worker in workers)
+
+
+def refusal_of(workers: Sequence[Worker]) -> str:
     """Return why none of these workers will ever be ready, empty while one may be."""
-    supervisors = [worker.supervisor for worker in workers]
-    if not all(is_hopeless(supervisor) for supervisor in supervisors):
+    if workers_hoped_for(workers):
         return ""
     died = f"the worker died {MAX_FAILED_STARTS} times while it was starting; the log above has the reason"
-    return next((supervisor.refusal for supervisor in supervisors if supervisor.refusal), died)
+    return next((worker.supervisor.refusal for worker in workers if worker.supervisor.refusal), died)
+
+
+async def end_hanging(workers: Sequence[Worker], *, hang_s: float) -> None:
+    """Kill workers that have work and stay silent; their death is then handled like any other."""
+    while True:
+        await asyncio.sleep(hang_s / 4)
+        now = asyncio.get_running_loop().time()
+        for index, worker in enumerate(workers):
+            if worker.owes_an_answer() and now - worker.quiet_since > hang_s:
+                log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
+                worker.supervisor.kill()
+
+
+def _is_hopeless(supervisor: Supervisor) -> bool:
+    gone = supervisor.state in (State.REFUSED, State.STOPPED)
+    return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
 
 
 def wait_for(picture: Image | Pending, request_id: str) -> Waiter:

@@ -9,11 +9,26 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from server.generation import MAX_DEADLINE_MS
 
 ENV_PREFIX = "FLUX_"
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "model" / "tiny"
+
+
+def _backlogs_s(value: object) -> object:
+    """Read three backlogs as they are written in a flag and in the environment: `2,4,6`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        backlogs_s = [float(part) for part in value.split(",")]
+    except ValueError:
+        backlogs_s = []
+    if len(backlogs_s) != 3 or not 0 <= backlogs_s[0] <= backlogs_s[1] <= backlogs_s[2]:
+        raise ValueError("allowed are three numbers from 0 on, none below the one before it, such as 2,4,6")
+    return tuple(backlogs_s)
 
 
 class Settings(BaseSettings):
@@ -92,10 +107,19 @@ class Settings(BaseSettings):
         float,
         Field(description="device-seconds of admitted work per worker above which 429 is answered", gt=0),
     ] = 30.0
+    default_deadline_ms: Annotated[
+        int,
+        Field(description="deadline of requests that name none; 0: none", ge=0, le=MAX_DEADLINE_MS),
+    ] = 0
     auto_steps_backlog_s: Annotated[
-        float,
-        Field(description='backlog at which num_inference_steps "auto" goes down by one step each', gt=0),
-    ] = 2.0
+        tuple[float, float, float],
+        NoDecode,
+        BeforeValidator(_backlogs_s),
+        Field(
+            description='three backlogs, in device-seconds per worker, from which num_inference_steps "auto" '
+            "is 3, 2 and 1 instead of 4"
+        ),
+    ] = (2.0, 4.0, 6.0)
     drain_s: Annotated[float, Field(description="seconds that SIGTERM leaves to admitted work", ge=0)] = 30.0
     hang_s: Annotated[
         float, Field(description="seconds without a sign of life after which a busy worker is replaced", gt=0)
@@ -152,6 +176,8 @@ def markdown_table() -> str:
     lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = "embedded" if field.default == EMBEDDED_MODEL else str(field.default).lower()
+        if isinstance(field.default, tuple):
+            default = ",".join(f"{each:g}" for each in field.default)
         shown = "" if field.default is None else f"`{default}`"
         choices = get_args(field.annotation)
         words = [f"`{word}`" for word in choices if isinstance(word, str)]

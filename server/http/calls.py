@@ -34,7 +34,9 @@ async def generate(
         exchange.headers["Cache-Status"] = cache_status(exchange.result, reuse, seeded=seeded)
         return exchange.result
 
-    return await _unless_client_leaves(http, make() if once is None else once.answer(http, make))
+    result = await _unless_client_leaves(http, make() if once is None else once.answer(http, make))
+    exchange.headers["X-Steps"] = str(result.steps)
+    return result
 
 
 async def _unless_client_leaves(

@@ -13,6 +13,7 @@ from server.engine import Engine
 from server.errors import InvalidRequest
 from server.generation import (
     DRAWN_SEED_LIMIT,
+    MAX_DEADLINE_MS,
     MAX_GUIDANCE_SCALE,
     MAX_IMAGES,
     MAX_PROMPT_CHARS,
@@ -41,7 +42,6 @@ from server.metrics import stage_seconds
 from server.reuse import picture_key
 
 MIN_SEQUENCE_LENGTH: Final = 16
-MAX_DEADLINE_MS: Final = 3_600_000
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 ANY_IMAGE: Final[dict[str, ImageFormat]] = {**IMAGE_TYPES, "image/*": "png"}
 JSON_TYPES: Final = ("application/json", "application/*", "*/*")
@@ -204,7 +204,7 @@ def _to_request(
             field="num_inference_steps",
         )
     if not isinstance(steps, int):
-        steps = min(engine.steps_for_auto() if steps == "auto" else model.default_steps, model.max_steps)
+        steps = engine.steps_for_auto() if steps == "auto" else min(model.default_steps, model.max_steps)
     seed = secrets.randbelow(DRAWN_SEED_LIMIT) if body.seed is None else body.seed
     if seed + body.num_images - 1 > MAX_SEED:
         raise InvalidRequest(
@@ -236,7 +236,7 @@ def _raw(image: Image, headers: dict[str, str] | None = None) -> Response:
 
 
 def _json(result: GenerationResult) -> Response:
-    answer = {
+    answer: dict[str, Any] = {
         "id": result.id,
         "model": result.model,
         "num_inference_steps": result.steps,
@@ -252,6 +252,9 @@ def _json(result: GenerationResult) -> Response:
         ],
         "timings": {f"{stage}_s": seconds for stage, seconds in stage_seconds(result.timings).items()},
     }
+    if result.forecast is not None:
+        forecast = {"predicted_s": result.forecast.finish_s, "queue_position": result.forecast.position}
+        answer["timings"] |= forecast
     return pictures_response(answer)
 
 

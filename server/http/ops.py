@@ -1,5 +1,6 @@
-"""For those who run the server: liveness, readiness, metrics, and the API's documentation without a CDN."""
+"""For those who run the server: liveness, readiness, status, metrics, and documentation without a CDN."""
 
+import time
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from server.engine import Engine
 from server.errors import NotReady
 from server.http.errors import render_error, route_class
+from server.http.status import Status, status_of
 from server.metrics import Metrics
 
 DOCS_PAGE: Final = Path(__file__).with_name("docs.html")
@@ -19,7 +21,8 @@ DOCS_POLICY: Final = (
 
 
 def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
-    """Return `/livez`, `/readyz`, `/metrics` and `/docs`."""
+    """Return `/livez`, `/readyz`, `/v1/status`, `/metrics` and `/docs`."""
+    began_s = time.monotonic()
     router = APIRouter(route_class=route_class(render_error), tags=["operations"])
 
     @router.head("/livez", include_in_schema=False)
@@ -33,6 +36,11 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
         if not engine.ready:
             raise NotReady("no worker takes requests: loading, draining or restarting", retry_after_s=1)
         return Response("ok\n", media_type="text/plain")
+
+    @router.get("/v1/status", summary="What the server is doing", responses={200: {"model": Status}})
+    async def status() -> Response:
+        now = status_of(engine, metrics, uptime_s=time.monotonic() - began_s)
+        return Response(msgspec.json.encode(now), media_type="application/json")
 
     @router.get("/metrics", summary="Prometheus metrics")
     async def prometheus() -> Response:

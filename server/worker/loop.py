@@ -149,20 +149,23 @@ class Loop:
             self._meter.begin(lane, running.began_s)
         smooth = self._stages.run(step.kind, works)
         now = self.clock()
+        shapes = tuple(entry.shape for entry in step.entries)
         with self._monitor:
             device_s = self._meter.end(lane, now)
+            efficiency = self.costs.efficiency(shapes) if step.kind is StepKind.DENOISE else None
             if smooth:
-                self.costs.refine(Timed(step.kind, tuple(entry.shape for entry in step.entries), device_s))
+                self.costs.refine(Timed(step.kind, shapes, device_s))
         for work in works:
             share = work.entry.tokens / step.tokens
             work.record(step.kind, seconds=now - running.began_s, device_s=device_s * share)
         self.send(
             Stepped(
-                kind=step.kind.value,
+                kind=step.kind,
                 lane=lane,
                 images=len(works),
                 tokens=step.tokens,
                 seconds=device_s,
+                efficiency=efficiency,
             )
         )
         if step.kind is StepKind.ENCODE:

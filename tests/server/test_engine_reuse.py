@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from server.errors import (
 )
 from server.generation import GenerationResult, Priority
 from server.reuse import Reuse
-from tests.server.test_engine import engine_on, request, run, worker_pid
+from tests.server.test_engine import engine_on, request, run, until, worker_pid
 from tests.server.test_metrics import samples
 
 LONG = "sleep 0.5"
@@ -48,12 +47,6 @@ async def gather(*tasks: "asyncio.Task[GenerationResult | str]") -> list[Generat
     answers = await asyncio.gather(*tasks)
     assert all(isinstance(answer, GenerationResult) for answer in answers), answers
     return [answer for answer in answers if isinstance(answer, GenerationResult)]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def counted(engine: Engine, *name: str) -> float:

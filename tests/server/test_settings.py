@@ -36,3 +36,23 @@ def test_settings_do_not_change() -> None:
 def test_misspelt_variables_are_found() -> None:
     environment = {"FLUX_PORT": "1", "FLUX_PROT": "2", "PATH": "", "FLUXION": ""}
     assert unknown_variables(environment) == ["FLUX_PROT"]
+
+
+def test_three_growing_backlogs_step_auto_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().auto_steps_backlog_s == (2.0, 4.0, 6.0)
+    assert Settings(_cli_parse_args=["--auto-steps-backlog-s", "1,1,2.5"]).auto_steps_backlog_s == (1, 1, 2.5)
+    monkeypatch.setenv("FLUX_AUTO_STEPS_BACKLOG_S", "0,5,9")
+    assert Settings().auto_steps_backlog_s == (0.0, 5.0, 9.0)
+
+
+@pytest.mark.parametrize("wrong", ["2", "2,4", "2,4,6,8", "4,2,6", "-1,2,3", "a,b,c", "nan,1,2", ""])
+def test_backlogs_that_make_no_sense_are_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError, match="auto_steps_backlog_s"):
+        Settings(auto_steps_backlog_s=wrong)  # type: ignore[arg-type]
+
+
+def test_a_default_deadline_is_off_unless_set() -> None:
+    assert Settings().default_deadline_ms == 0
+    assert Settings(default_deadline_ms=2500).default_deadline_ms == 2500
+    with pytest.raises(ValidationError, match="default_deadline_ms"):
+        Settings(default_deadline_ms=-1)

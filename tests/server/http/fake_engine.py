@@ -28,11 +28,22 @@ from server.errors import (
     ServerError,
     WorkerLost,
 )
-from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo, Timings
+from server.generation import (
+    Forecast,
+    GenerationRequest,
+    GenerationResult,
+    Image,
+    ImageRequest,
+    ModelInfo,
+    Priority,
+    Timings,
+)
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.reuse import Reuse
+from server.stats import EngineStats, QueueStats, ServerState, WorkerStats
+from server.supervisor import State
 
 MODEL = ModelInfo(
     name="fake",
@@ -58,6 +69,19 @@ FAILURES: dict[str, Exception] = {
     "internal_error": ServerError("something"),
     "fault": RuntimeError("secret of /home/host"),
 }
+FORECAST = Forecast(position=3, finish_s=0.0125)
+STATS = EngineStats(
+    ServerState.READY,
+    QueueStats(
+        backlog_s=2.5,
+        limit_s=30.0,
+        waiting={Priority.HIGH: 0, Priority.NORMAL: 2, Priority.LOW: 1},
+        running={Priority.HIGH: 1, Priority.NORMAL: 0, Priority.LOW: 0},
+        predicted_s=1.25,
+        auto_steps=3,
+    ),
+    [WorkerStats(State.READY, "cpu", backlog_s=2.5, in_hand=4, sizes=["256x256", "512x256"], restarts=1)],
+)
 TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, encode_s=0.005, total_s=0.015)
 
 
@@ -86,8 +110,11 @@ class FakeEngine:
 
     async def start(self) -> None: ...
 
+    def stats(self) -> EngineStats:
+        return STATS
+
     def steps_for_auto(self) -> int:
-        return self.auto_steps
+        return min(self.auto_steps, self.model.max_steps)
 
     async def submit(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
         self.requests.append(request)
@@ -111,6 +138,7 @@ class FakeEngine:
             created=int(time.time()),
             cached=cached,
             joined=joined,
+            forecast=None if cached == request.num_images else FORECAST,
         )
 
     def last(self) -> GenerationRequest:
