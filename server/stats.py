@@ -12,7 +12,7 @@ from server.supervisor import State
 
 
 class ServerState(StrEnum):
-    """What the server does with a request that comes now: all but READY refuse it."""
+    """READY is what `/readyz` calls so; LOADING is also a server whose workers are all being replaced."""
 
     LOADING = "loading"
     READY = "ready"

@@ -76,6 +76,7 @@ def test_every_picture_says_how_many_steps_it_took(client: httpx.Client) -> None
         (client.get("/v1/generate?prompt=a&num_inference_steps=auto"), "3"),
         (client.get("/v1/generate?prompt=a&seed=1&num_inference_steps=2"), "2"),
         (client.post("/v1/images/generations", json={"prompt": "a", "steps": 5}), "5"),
+        *[(client.post("/v1/generate", json={"prompt": "a"}, headers={"Idempotency-Key": "k1"}), "4")] * 2,
     ):
         assert answer.headers["x-steps"] == steps
     assert "x-steps" not in client.post("/v1/generate", json={"prompt": "overloaded"}).headers
