@@ -7,7 +7,8 @@ or with one error of `server.errors`.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -94,8 +95,8 @@ class Engine:
             Worker(
                 Supervisor(
                     start,
-                    on_message=self._hearer(index),
-                    on_change=self._changer(index),
+                    on_message=partial(self._hear, index),
+                    on_change=partial(self._change, index),
                     command=command,
                 )
             )
@@ -289,40 +290,28 @@ class Engine:
         left_s = pending.left_s(now)
         worker.supervisor.send(Submit(image=msgspec.structs.replace(pending.image, deadline_s=left_s)))
 
-    def _hearer(self, index: int) -> Callable[[ToFront], None]:
-        def hear(message: ToFront) -> None:
-            self._workers[index].quiet_since = asyncio.get_running_loop().time()
-            match message:
-                case Ready(model=model, costs=costs):
-                    self._learn(index, model, costs)
-                case Done(id=image_id, image=image):
-                    self._settle(index, image_id, image)
-                case Failed(id=image_id, code=code, message=reason):
-                    self._settle(index, image_id, from_code(code, reason))
-                case Stepping(lane=lane, ids=ids):
-                    self._begin_step(index, lane, ids)
-                case Stepped():
-                    self._end_step(index, message)
-                case CacheReport():
-                    self._metrics.cache(index, message)
-                case _:
-                    raise AssertionError(f"the supervisor keeps {message} to itself")
-
-        return hear
-
-    def _begin_step(self, index: int, lane: int, ids: list[str]) -> None:
-        worker = self._workers[index]
-        worker.stepping[lane] = ids
-        for image_id in ids:
-            if pending := worker.in_hand.get(image_id):
-                pending.began = True
+    def _hear(self, index: int, message: ToFront) -> None:
+        self._workers[index].quiet_since = asyncio.get_running_loop().time()
+        match message:
+            case Ready(model=model, costs=costs):
+                self._learn(index, model, costs)
+            case Done(id=image_id, image=image):
+                self._settle(index, image_id, image)
+            case Failed(id=image_id, code=code, message=reason):
+                self._settle(index, image_id, from_code(code, reason))
+            case Stepping(lane=lane, ids=ids):
+                self._workers[index].begin_step(lane, ids)
+            case Stepped():
+                self._end_step(index, message)
+            case CacheReport():
+                self._metrics.cache(index, message)
+            case _:
+                raise AssertionError(f"the supervisor keeps {message} to itself")
 
     def _end_step(self, index: int, stepped: Stepped) -> None:
         self._metrics.step(stepped)
-        worker = self._workers[index]
-        for image_id in worker.stepping.pop(stepped.lane, ()):
-            if pending := worker.in_hand.get(image_id):
-                self._admission.progress(pending.admitted, stepped.kind)
+        for pending in self._workers[index].end_step(stepped.lane):
+            self._admission.progress(pending.admitted, stepped.kind)
 
     def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
         """Give an answer to the picture of this very id; one that nobody waits for is dropped."""
@@ -356,24 +345,21 @@ class Engine:
         self._admission.start_from(costs)
         self._metrics.model(model)
 
-    def _changer(self, index: int) -> Callable[[], None]:
-        def change() -> None:
-            worker = self._workers[index]
-            match worker.supervisor.state:
-                case State.LOST:
-                    self._metrics.restarted()
-                    self._recover(worker)
-                case State.REFUSED | State.STOPPED:
-                    self._recover(worker)
-                case State.STARTING | State.READY:
-                    pass
-            self._metrics.workers(workers_ready(self._workers))
-            self._give_up_if_hopeless()
-            self._dispatch()
-            self._changed.set()
-            self._refused.set()
-
-        return change
+    def _change(self, index: int) -> None:
+        worker = self._workers[index]
+        match worker.supervisor.state:
+            case State.LOST:
+                self._metrics.restarted()
+                self._recover(worker)
+            case State.REFUSED | State.STOPPED:
+                self._recover(worker)
+            case State.STARTING | State.READY:
+                pass
+        self._metrics.workers(workers_ready(self._workers))
+        self._give_up_if_hopeless()
+        self._dispatch()
+        self._changed.set()
+        self._refused.set()
 
     def _recover(self, worker: Worker) -> None:
         """Put what a lost worker had in hand up for another attempt; the last one of a suspect was alone."""

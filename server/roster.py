@@ -101,6 +101,18 @@ class Worker:
         """Whether silence is suspicious."""
         return bool(self.in_hand or self.owed)
 
+    def begin_step(self, lane: int, ids: list[str]) -> None:
+        """Note which pictures are in the step that begins on a lane."""
+        self.stepping[lane] = ids
+        for image_id in ids:
+            if pending := self.in_hand.get(image_id):
+                pending.began = True
+
+    def end_step(self, lane: int) -> list[Pending]:
+        """Return the pictures of the step that is over on a lane, but for those nobody wants any more."""
+        ids = self.stepping.pop(lane, [])
+        return [self.in_hand[image_id] for image_id in ids if image_id in self.in_hand]
+
     def in_a_step(self) -> set[str]:
         """Return the ids of the pictures whose step has begun and is not over."""
         return {image_id for ids in self.stepping.values() for image_id in ids}

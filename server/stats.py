@@ -35,9 +35,9 @@ class WorkerStats:
 class QueueStats:
     """What was admitted: `backlog_s` device-seconds on all workers together, of at most `limit_s`.
 
-    A picture is `running` once a step of it has begun, `waiting` before. `predicted_s` is when a picture of the
-    model's default size and steps would be done if it came now, `auto_steps` what `"auto"` would get: null
-    until a worker has loaded the model.
+    A picture is `running` once a step of it has begun, `waiting` before. `predicted_s` is when a picture of
+    the model's default size and steps would be done if it came now, `auto_steps` what `"auto"` would get:
+    null until a worker has loaded the model.
     """
 
     backlog_s: float
