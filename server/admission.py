@@ -98,7 +98,7 @@ class Admission:
 
     def _join(self, image: ImageRequest, bill: Bill, workers: int) -> Admitted:
         asked = weigh(image.priority, bill.total_s)
-        share = self._clock.join(key="", cost_s=bill.total_s, weight=asked)
+        share = self._clock.join(key=image.key, cost_s=bill.total_s, weight=asked)
         admitted = Admitted(bill, share, self.pace * bill.total_s, self._forecast_s(bill, share, workers))
         self._in_hand.add(admitted)
         self.backlog_s += admitted.cost_s

@@ -35,6 +35,7 @@ def result_of(
         created=int(time.time()),
         cached=cached,
         joined=joined,
+        device_s=math.fsum(timings.device_s for timings in made),
     )
 
 

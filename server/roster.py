@@ -9,11 +9,10 @@ import msgspec
 
 from server.admission import Admitted
 from server.errors import ServerError
-from server.generation import Image, ImageRequest, Priority
+from server.generation import URGENCY, GenerationRequest, Image, ImageRequest, Priority
 from server.router import Load
 from server.supervisor import State, Supervisor
 
-URGENCY: Final = tuple(Priority)  # the most urgent first
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 
 
@@ -63,6 +62,7 @@ class Waiter:
     """One request's wait for one picture; `pending` is None for a picture that was there already."""
 
     request_id: str
+    key: str  # the name of the API key that it came with
     answer: "asyncio.Future[Image]"
     pending: Pending | None = None
     joined: bool = False  # the picture was being made for another request
@@ -117,9 +117,9 @@ def refusal_of(workers: Iterable[Worker]) -> str:
     return next((supervisor.refusal for supervisor in supervisors if supervisor.refusal), died)
 
 
-def wait_for(picture: Image | Pending, request_id: str) -> Waiter:
+def wait_for(picture: Image | Pending, request: GenerationRequest) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    waiter = Waiter(request_id, asyncio.get_running_loop().create_future())
+    waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future())
     if isinstance(picture, Image):
         waiter.settle(picture)
     else:

@@ -107,9 +107,12 @@ class GenerateBody(RequestBody):
         int, Field(ge=1, le=100, description="a whole number from 1 to 100, for jpeg and webp")
     ] = 90
     embed_prompt: Annotated[bool, Field(description="true or false: write the prompt into the file")] = False
-    priority: Annotated[Literal["high", "normal", "low"], Field(description='"high", "normal" or "low"')] = (
-        "normal"
-    )
+    priority: Annotated[
+        Literal["high", "normal", "low"] | None,
+        Field(
+            description='"high", "normal" or "low"; that of the API key if absent, which is also the highest'
+        ),
+    ] = None
     deadline_ms: Annotated[
         int | None,
         Field(
@@ -224,7 +227,7 @@ def _to_request(
         image_format=body.output_format or default_format,
         quality=body.output_quality,
         embed_prompt=body.embed_prompt,
-        priority=Priority(body.priority),
+        priority=None if body.priority is None else Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
     )
 
@@ -276,10 +279,15 @@ def _is_known(http: Request, tag: str) -> bool:
 def _responses() -> dict[int | str, dict[str, Any]]:
     texts = {
         400: "The body is not JSON, or a header is malformed",
+        401: "The API key is missing or wrong",
+        403: "The API key may not ask for this priority",
         413: "The body is too large",
         415: "The body is of another type",
     }
-    texts |= {422: "A field is wrong", 429: "Overloaded: come back after Retry-After"}
+    texts |= {
+        422: "A field is wrong",
+        429: "Overloaded, or over a limit of the API key: come back after Retry-After",
+    }
     texts |= {
         500: "The model failed",
         503: "Not ready: come back after Retry-After",
