@@ -73,6 +73,7 @@ class FakeEngine:
     ready: bool = True
     auto_steps: int = 3
     found: tuple[int, int] = (0, 0)
+    device_s: float = 0.0
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
@@ -111,6 +112,7 @@ class FakeEngine:
             created=int(time.time()),
             cached=cached,
             joined=joined,
+            device_s=self.device_s,
         )
 
     def last(self) -> GenerationRequest:
