@@ -109,7 +109,7 @@ def parse(text: str) -> dict[str, Key]:
     """Return the keys of a file by their names; raises `KeysFileError`."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise KeysFileError(f"the keys file is not TOML: {error}") from None
     keys = {name: _key(name, table) for name, table in tables.items()}
     names: dict[str, str] = {}
