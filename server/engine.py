@@ -17,7 +17,7 @@ import structlog
 from server.admission import Admission, Admitted, auto_steps
 from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
-from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo, Priority
+from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
 from server.metrics import Metrics
 from server.protocol import (
     CacheReport,
@@ -177,10 +177,7 @@ class Engine:
         return result_of(request, images, waiters, model=self.model.name, total_s=loop.time() - began)
 
     async def cancel(self, request_id: str, *, key: str = "") -> None:
-        """End the calls of `submit` with this request id, if there are any, with `Cancelled`.
-
-        Clients choose ids, so only those that came with the API key of this name are meant.
-        """
+        """End the calls of `submit` with this id and this API key's name, if there are any, with `Cancelled`."""
         for waiter in waiters_of(self._unanswered):
             if (waiter.key, waiter.request_id) == (key, request_id):
                 waiter.settle(Cancelled("the request was cancelled"))
@@ -235,11 +232,7 @@ class Engine:
         """Let a request wait; a run that somebody joins may become more urgent, or be given more time."""
         waiter = wait_for(picture, request)
         run = waiter.pending
-        if (
-            run is not None
-            and run.revise(request.priority or Priority.NORMAL, deadline)
-            and run.worker is not None
-        ):
+        if run is not None and run.revise(request.priority, deadline) and run.worker is not None:
             left_s = run.left_s(asyncio.get_running_loop().time())
             revised = Revise(id=run.image.id, priority=run.image.priority, deadline_s=left_s)
             self._workers[run.worker].supervisor.send(revised)

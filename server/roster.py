@@ -41,9 +41,9 @@ class Pending:
         """Return the seconds until the deadline, if there is one."""
         return None if self.deadline is None else max(0.0, self.deadline - now)
 
-    def revise(self, priority: Priority, deadline: float | None) -> bool:
+    def revise(self, priority: Priority | None, deadline: float | None) -> bool:
         """Take in that somebody else waits; returns whether a worker that has it must know."""
-        urgent = min(self.image.priority, priority, key=URGENCY.index)
+        urgent = min(self.image.priority, priority or Priority.NORMAL, key=URGENCY.index)
         known = self.image.priority, self.deadline
         if self.deadline is not None and (deadline is None or deadline > self.deadline):
             self.deadline, self.prolonged = deadline, True
