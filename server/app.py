@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from server.keys import KeysFile
 from server.metrics import Metrics
 from server.protocol import Start
 from server.settings import Settings
+from server.usage import UsageFile
 
 PREFLIGHT_S: Final = 3600  # that browsers may remember what is allowed
 EXPOSED_HEADERS: Final = (
@@ -49,6 +50,7 @@ class Edge:
     """What of the settings concerns HTTP. With `ops_apart` metrics and documentation are on another port."""
 
     door: Door = field(default_factory=Door)
+    usage: UsageFile | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = Settings.model_fields["max_body_mb"].default << 20
     ops_apart: bool = False
@@ -78,8 +80,10 @@ def build_service(settings: Settings) -> Service:
         image_cache_bytes=settings.image_cache_mb << 20,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
+    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
     edge = Edge(
-        door=Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file)),
+        door=door,
+        usage=UsageFile(_at_home(settings.data_dir) / "usage.json", door.quotas) if door.keys else None,
         cors_origins=settings.cors_origin_list,
         max_body_bytes=settings.max_body_mb << 20,
         ops_apart=settings.ops_port is not None,
@@ -95,7 +99,8 @@ def assemble(engine: Engine, metrics: Metrics, answers: Answers, edge: Edge | No
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
-        yield
+        async with edge.usage.kept() if edge.usage else nullcontext():
+            yield
 
     app = _bare(lifespan)
     app.state.door = edge.door

@@ -177,7 +177,7 @@ class Engine:
         return result_of(request, images, waiters, model=self.model.name, total_s=loop.time() - began)
 
     async def cancel(self, request_id: str, *, key: str = "") -> None:
-        """End the calls of `submit` with this id and this API key's name, if there are any, with `Cancelled`."""
+        """End the calls of `submit` with this id, from the API key of this name, with `Cancelled`."""
         for waiter in waiters_of(self._unanswered):
             if (waiter.key, waiter.request_id) == (key, request_id):
                 waiter.settle(Cancelled("the request was cancelled"))

@@ -1,11 +1,13 @@
 """What a key may use: requests a minute, requests at once, device-seconds a day.
 
 Pure: time comes in as an argument, in Unix seconds, so that days are those of UTC. What was used is counted
-by the names of keys and kept in memory: a restart begins anew, and a change of the keys file does not.
+by the names of keys, so that a change of the keys file does not begin anew.
 """
 
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from server.errors import QuotaExceeded, RateLimited
 from server.keys import Key
@@ -24,6 +26,13 @@ class _Use:
     day: int
     running: int = 0
     device_s: float = 0.0
+
+
+class Today(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The device-seconds that keys have used of a day, which is counted from 1 January 1970."""
+
+    day: int
+    device_s: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,18 @@ class Quotas:
         use = self._uses.setdefault(name, _Use(0.0, now, _day(now)))
         _begin_day(use, now)
         use.device_s += device_s
+
+    def today(self, now: float) -> Today:
+        """Return what was used of this day, to be kept over a restart."""
+        day = _day(now)
+        used = {name: use.device_s for name, use in self._uses.items() if use.day == day and use.device_s}
+        return Today(day=day, device_s=used)
+
+    def take_up(self, today: Today, now: float) -> None:
+        """Charge what an earlier process had counted, if it is still the same day."""
+        if today.day == _day(now):
+            for name, device_s in today.device_s.items():
+                self.spend(name, device_s, now)
 
     def standings(self, key: Key, now: float) -> list[Standing]:
         """Return where a key stands with each of its limits over time."""

@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     ] = 0
     data_dir: Annotated[
         Path,
-        Field(description="folder for what the server keeps between starts: what steps cost on a device"),
+        Field(description="folder for what the server keeps between starts: what steps cost, what keys used"),
     ] = Path("~/.cache/schnell-server")
     calibration_s: Annotated[
         float,

@@ -29,6 +29,7 @@ ALLOWED = {
     "server.settings": (),
     "server.keys": ("server.generation",),
     "server.quotas": ("server.errors", "server.keys"),
+    "server.usage": ("server.quotas",),
     "server.caller": ("server.errors", "server.generation", "server.keys", "server.quotas"),
     "server.protocol": ("server.costs", "server.generation"),
     "server.metrics": ("server.generation", "server.protocol"),
