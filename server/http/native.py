@@ -185,7 +185,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
             )
             raise InvalidRequest(message, field="num_images")
         varies = body.seed is None or body.num_inference_steps == "auto"
-        headers = {} if varies else _cache_headers(request, engine.model)
+        headers = {} if varies else _cache_headers(http, request, engine.model)
         if headers and _is_known(http, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         result = await generate(engine, http, request, seeded=body.seed is not None)
@@ -258,14 +258,19 @@ def _json(result: GenerationResult) -> Response:
     return pictures_response(answer)
 
 
-def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
-    """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
+def _cache_headers(http: Request, request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
+    """A seeded picture is decided by its request and the model, so its tag can be told in advance.
+
+    Where a key is asked for, a cache that many share would give the picture to those who have none.
+    """
+    caller = exchange_of(http).caller
+    for_whom = "private" if caller is not None and caller.name else "public"
     (image,) = request.images()
     tag = picture_key(image, model)
     weak = "" if model.numerics == "exact" else "W/"  # fast numerics: the same picture, not the same bytes
     return {
         "ETag": f'{weak}"{tag}"',
-        "Cache-Control": f"public, max-age={CACHED_FOR_S}",
+        "Cache-Control": f"{for_whom}, max-age={CACHED_FOR_S}",
         "Vary": "Accept",
     }
 

@@ -247,6 +247,12 @@ def test_idempotency_keys_belong_to_an_api_key_however_it_is_sent(world: World) 
     assert (other.status_code, len(world.engine.requests)) == (200, made + 2)
 
 
+def test_no_shared_cache_keeps_what_a_key_was_asked_for(world: World) -> None:
+    headers = {"x-key": world.create("cached")}
+    answer = world.client.get(PATHS[0], params={"prompt": "a", "seed": 1}, headers=headers)
+    assert answer.headers["cache-control"] == "private, max-age=3600"
+
+
 def test_the_description_says_that_a_key_is_asked_for(world: World) -> None:
     described = world.client.get("/openapi.json").json()
     assert described["security"] == [{"key": []}]
