@@ -151,7 +151,7 @@ class Admission:
 
     def _join(self, image: ImageRequest, bill: Bill, workers: int) -> Admitted:
         asked = weigh(image.priority, bill.total_s)
-        share = self._clock.join(key="", cost_s=bill.total_s, weight=asked)
+        share = self._clock.join(key=image.key, cost_s=bill.total_s, weight=asked)
         self._joined += 1
         admitted = Admitted(
             self._joined, bill, share, bill.total_s, forecast_s=self._forecast_s(bill, share, workers)

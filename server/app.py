@@ -3,32 +3,74 @@
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
 from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
+from server.http.auth import Door
 from server.http.errors import render_error
 from server.http.native import native_router
 from server.http.openai import openai_router
-from server.http.ops import ops_router
+from server.http.ops import ops_router, probes_router
 from server.idempotency import Answers
+from server.keys import KeysFile
 from server.metrics import Metrics
 from server.protocol import Start
 from server.settings import Settings
+from server.usage import UsageFile
+
+PREFLIGHT_S: Final = 3600  # that browsers may remember what is allowed
+EXPOSED_HEADERS: Final = (
+    "Cache-Status",
+    "ETag",
+    "Idempotent-Replayed",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-Id",
+    "X-Seed",
+    "X-Steps",
+    "X-Should-Retry",
+    "X-Fal-Request-Id",
+)
 
 
-def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
-    """Return the application and the engine behind it.
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What of the settings concerns HTTP. With `ops_apart` metrics and documentation are on another port."""
 
-    The application starts the engine and leaves stopping it to its caller, who knows why it ends.
+    door: Door = field(default_factory=Door)
+    usage: UsageFile | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = Settings.model_fields["max_body_mb"].default << 20
+    ops_apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`api` starts the engine and leaves stopping it to its caller, who knows why it ends.
+
+    `ops` is for the port of operations, where there is one.
     """
+
+    api: FastAPI
+    ops: FastAPI | None
+    engine: Engine
+
+
+def build_service(settings: Settings) -> Service:
+    """Make everything that the settings ask for; raises `KeysFileError`."""
     metrics = Metrics()
     engine = Engine(
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
@@ -40,18 +82,64 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         image_cache_bytes=settings.image_cache_mb << 20,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    return assemble(engine, metrics, answers), engine
+    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
+    edge = Edge(
+        door=door,
+        usage=UsageFile(_at_home(settings.data_dir) / "usage.json", door.quotas) if door.keys else None,
+        cors_origins=settings.cors_origin_list,
+        max_body_bytes=settings.max_body_mb << 20,
+        ops_apart=settings.ops_port is not None,
+    )
+    api = assemble(engine, metrics, answers, edge)
+    return Service(api, assemble_ops(engine, metrics, api) if edge.ops_apart else None, engine)
 
 
-def assemble(engine: Engine, metrics: Metrics, answers: Answers) -> FastAPI:
+def assemble(engine: Engine, metrics: Metrics, answers: Answers, edge: Edge | None = None) -> FastAPI:
     """Put the routes of all dialects around an engine."""
+    edge = edge or Edge()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
-        yield
+        async with edge.usage.kept() if edge.usage else nullcontext():
+            yield
 
-    app = FastAPI(
+    app = _bare(lifespan)
+    app.state.door = edge.door
+    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=edge.max_body_bytes)
+    if edge.cors_origins:  # around all, so that a browser can read every failure
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=edge.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+            max_age=PREFLIGHT_S,
+        )
+    ops = [] if edge.ops_apart else [ops_router(metrics, app)]
+    _include(
+        app,
+        [
+            probes_router(engine, metrics),
+            *ops,
+            native_router(engine, answers),
+            openai_router(engine, answers),
+        ],
+    )
+    return app
+
+
+def assemble_ops(engine: Engine, metrics: Metrics, api: FastAPI) -> FastAPI:
+    """Put what is for those who run the server into an application of its own, which asks for no key."""
+    app = _bare()
+    app.state.door = Door()
+    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=0)
+    _include(app, [probes_router(engine, metrics), ops_router(metrics, api)])
+    return app
+
+
+def _bare(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
+    return FastAPI(
         title="schnell-server",
         version=__version__,
         lifespan=lifespan,
@@ -60,13 +148,13 @@ def assemble(engine: Engine, metrics: Metrics, answers: Answers) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(AccessMiddleware, metrics=metrics)
-    routers = (ops_router(engine, metrics), native_router(engine, answers), openai_router(engine, answers))
+
+
+def _include(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
     app.add_exception_handler(HTTPException, _answer_unrouted(routes))
-    return app
 
 
 def worker_starts(settings: Settings, *, cores: int) -> list[Start]:

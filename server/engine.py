@@ -168,10 +168,10 @@ class Engine:
         with self._metrics.deadline(request.deadline_s):
             return await self._answer(request, reuse)
 
-    async def cancel(self, request_id: str) -> None:
-        """End the calls of `submit` with this request id, if there are any, with `Cancelled`."""
+    async def cancel(self, request_id: str, *, key: str = "") -> None:
+        """End the calls of `submit` with this id, from the API key of this name, with `Cancelled`."""
         for waiter in waiters_of(self._unanswered):
-            if waiter.request_id == request_id:
+            if (waiter.key, waiter.request_id) == (key, request_id):
                 waiter.settle(Cancelled("the request was cancelled"))
 
     async def stop(self, drain_s: float) -> None:
@@ -239,7 +239,7 @@ class Engine:
         self, picture: Image | Pending, request: GenerationRequest, *, deadline: float | None
     ) -> Waiter:
         """Let a request wait; a run that somebody joins may become more urgent, or be given more time."""
-        waiter = wait_for(picture, request.id)
+        waiter = wait_for(picture, request)
         run = waiter.pending
         if run is not None and run.revise(request.priority, deadline) and run.worker is not None:
             left_s = run.left_s(asyncio.get_running_loop().time())

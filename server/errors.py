@@ -7,8 +7,12 @@ ServerError
 │   ├── RequestTooLarge       its body or head is longer than the limit
 │   ├── MalformedHeader       a header that the server reads is not what it has to be
 │   ├── KeyReused             its Idempotency-Key belongs to another request
+│   ├── Forbidden             this key may not ask for that
 │   ├── NotFound              there is nothing at this path, or no such model
 │   └── MethodNotAllowed      the path takes other methods
+├── InvalidApiKey       there is no API key in it, or none of this server's
+├── RateLimited         this key asks too often, or for too much at once; come back soon
+├── QuotaExceeded       this key has used up its day; carries the seconds until the next
 ├── Overloaded          the backlog is full; carries the seconds after which to come back
 ├── NotReady            starting, draining or without a worker; come back
 ├── DeadlineExceeded    the request's own deadline passed, or its picture cannot be finished by then
@@ -66,12 +70,29 @@ class KeyReused(InvalidRequest):
     code = "idempotency_key_reused"
 
 
+class Forbidden(InvalidRequest):
+    code = "forbidden"
+
+
 class NotFound(InvalidRequest):
     code = "not_found"
 
 
 class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
+
+
+class InvalidApiKey(ServerError):
+    code = "invalid_api_key"
+
+
+class RateLimited(ServerError):
+    code = "rate_limited"
+    retryable = True
+
+
+class QuotaExceeded(ServerError):
+    code = "quota_exceeded"
 
 
 class Overloaded(ServerError):

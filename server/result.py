@@ -50,6 +50,7 @@ def result_of(
         cached=cached,
         joined=joined,
         forecast=forecast,
+        device_s=math.fsum(timings.device_s for timings in made),
     )
 
 

@@ -10,11 +10,10 @@ import structlog
 
 from server.admission import Admitted
 from server.errors import ServerError
-from server.generation import Image, ImageRequest, Priority
+from server.generation import URGENCY, GenerationRequest, Image, ImageRequest, Priority
 from server.router import Load
 from server.supervisor import State, Supervisor
 
-URGENCY: Final = tuple(Priority)  # the most urgent first
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 
 log = structlog.get_logger(__name__)
@@ -52,9 +51,9 @@ class Pending:
         """Return the seconds until the deadline, if there is one."""
         return None if self.deadline is None else max(0.0, self.deadline - now)
 
-    def revise(self, priority: Priority, deadline: float | None) -> bool:
+    def revise(self, priority: Priority | None, deadline: float | None) -> bool:
         """Take in that somebody else waits; returns whether a worker that has it must know."""
-        urgent = min(self.image.priority, priority, key=URGENCY.index)
+        urgent = min(self.image.priority, priority or Priority.NORMAL, key=URGENCY.index)
         known = self.image.priority, self.deadline
         if self.deadline is not None and (deadline is None or deadline > self.deadline):
             self.deadline, self.prolonged = deadline, True
@@ -73,6 +72,7 @@ class Waiter:
     """One request's wait for one picture; `pending` is None for a picture that was there already."""
 
     request_id: str
+    key: str  # the name of the API key that it came with
     answer: "asyncio.Future[Image]"
     pending: Pending | None = None
     joined: bool = False  # the picture was being made for another request
@@ -164,9 +164,9 @@ def _is_hopeless(supervisor: Supervisor) -> bool:
     return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
 
 
-def wait_for(picture: Image | Pending, request_id: str) -> Waiter:
+def wait_for(picture: Image | Pending, request: GenerationRequest) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    waiter = Waiter(request_id, asyncio.get_running_loop().create_future())
+    waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future())
     if isinstance(picture, Image):
         waiter.settle(picture)
     else:

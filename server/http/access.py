@@ -29,16 +29,19 @@ log = structlog.get_logger("server.access")
 class AccessMiddleware:
     """Plain ASGI, outside of everything else."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began_s = time.perf_counter()
-        exchange = scope[SCOPE_KEY] = Exchange(_request_id(Headers(scope=scope)))
+        exchange = scope[SCOPE_KEY] = Exchange(
+            _request_id(Headers(scope=scope)), max_body_bytes=self._max_body_bytes
+        )
         status, size_bytes = CLIENT_GONE, 0
 
         async def send_with_headers(message: Message) -> None:
@@ -74,6 +77,7 @@ class AccessMiddleware:
         write(
             "request",
             request_id=exchange.request_id,
+            client=(scope["client"] or ("unix",))[0],
             method=scope["method"],
             route=route,
             status=status,

@@ -6,6 +6,7 @@ from typing import cast
 from fastapi import Request
 from starlette.types import Scope
 
+from server.caller import Caller
 from server.generation import GenerationResult
 
 SCOPE_KEY = "schnell.exchange"
@@ -19,12 +20,14 @@ class ClientGone(Exception):
 class Exchange:
     """`outcome` is `ok` or the code of an error; `note` is for the log line and never holds a prompt.
 
-    `headers` go out with whatever the answer is.
+    `headers` go out with whatever the answer is. `caller` is None on routes that are for anybody.
     """
 
     request_id: str
+    max_body_bytes: int
     outcome: str = "ok"
     result: GenerationResult | None = None
+    caller: Caller | None = None
     note: dict[str, object] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 

@@ -107,9 +107,12 @@ class GenerateBody(RequestBody):
         int, Field(ge=1, le=100, description="a whole number from 1 to 100, for jpeg and webp")
     ] = 90
     embed_prompt: Annotated[bool, Field(description="true or false: write the prompt into the file")] = False
-    priority: Annotated[Literal["high", "normal", "low"], Field(description='"high", "normal" or "low"')] = (
-        "normal"
-    )
+    priority: Annotated[
+        Literal["high", "normal", "low"] | None,
+        Field(
+            description='"high", "normal" or "low"; that of the API key if absent, which is also the highest'
+        ),
+    ] = None
     deadline_ms: Annotated[
         int | None,
         Field(
@@ -182,7 +185,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
             )
             raise InvalidRequest(message, field="num_images")
         varies = body.seed is None or body.num_inference_steps == "auto"
-        headers = {} if varies else _cache_headers(request, engine.model)
+        headers = {} if varies else _cache_headers(http, request, engine.model)
         if headers and _is_known(http, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         result = await generate(engine, http, request, seeded=body.seed is not None)
@@ -224,7 +227,7 @@ def _to_request(
         image_format=body.output_format or default_format,
         quality=body.output_quality,
         embed_prompt=body.embed_prompt,
-        priority=Priority(body.priority),
+        priority=None if body.priority is None else Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
     )
 
@@ -258,14 +261,19 @@ def _json(result: GenerationResult) -> Response:
     return pictures_response(answer)
 
 
-def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
-    """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
+def _cache_headers(http: Request, request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
+    """A seeded picture is decided by its request and the model, so its tag can be told in advance.
+
+    Where a key is asked for, a cache that many share would give the picture to those who have none.
+    """
+    caller = exchange_of(http).caller
+    for_whom = "private" if caller is not None and caller.name else "public"
     (image,) = request.images()
     tag = picture_key(image, model)
     weak = "" if model.numerics == "exact" else "W/"  # fast numerics: the same picture, not the same bytes
     return {
         "ETag": f'{weak}"{tag}"',
-        "Cache-Control": f"public, max-age={CACHED_FOR_S}",
+        "Cache-Control": f"{for_whom}, max-age={CACHED_FOR_S}",
         "Vary": "Accept",
     }
 
@@ -279,10 +287,15 @@ def _is_known(http: Request, tag: str) -> bool:
 def _responses() -> dict[int | str, dict[str, Any]]:
     texts = {
         400: "The body is not JSON, or a header is malformed",
+        401: "The API key is missing or wrong",
+        403: "The API key may not ask for this priority",
         413: "The body is too large",
         415: "The body is of another type",
     }
-    texts |= {422: "A field is wrong", 429: "Overloaded: come back after Retry-After"}
+    texts |= {
+        422: "A field is wrong",
+        429: "Overloaded, or over a limit of the API key: come back after Retry-After",
+    }
     texts |= {
         500: "The model failed",
         503: "Not ready: come back after Retry-After",

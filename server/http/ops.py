@@ -1,4 +1,7 @@
-"""For those who run the server: liveness, readiness, status, metrics, and documentation without a CDN."""
+"""For those who run the server: liveness, readiness, status, metrics, and documentation without a CDN.
+
+Metrics and documentation move to the port for operations where there is one; probes and status are on both.
+"""
 
 import time
 from pathlib import Path
@@ -20,8 +23,8 @@ DOCS_POLICY: Final = (
 )
 
 
-def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
-    """Return `/livez`, `/readyz`, `/v1/status`, `/metrics` and `/docs`."""
+def probes_router(engine: Engine, metrics: Metrics) -> APIRouter:
+    """Return `/livez`, `/readyz` and `/v1/status`."""
     began_s = time.monotonic()
     router = APIRouter(route_class=route_class(render_error), tags=["operations"])
 
@@ -42,6 +45,13 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
         now = status_of(engine, metrics, uptime_s=time.monotonic() - began_s)
         return Response(msgspec.json.encode(now), media_type="application/json")
 
+    return router
+
+
+def ops_router(metrics: Metrics, api: FastAPI) -> APIRouter:
+    """Return `/metrics`, and `/docs` of the application `api`."""
+    router = APIRouter(route_class=route_class(render_error), tags=["operations"])
+
     @router.get("/metrics", summary="Prometheus metrics")
     async def prometheus() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -53,8 +63,11 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:
-        app = request.app
-        assert isinstance(app, FastAPI), "the router is part of a FastAPI application"
-        return Response(msgspec.json.encode(app.openapi()), media_type="application/json")
+        described = api.openapi() | {"servers": [{"url": request.scope.get("root_path") or "/"}]}
+        if api.state.door.keys is not None:
+            schemes = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+            described["components"] = described.get("components", {}) | schemes
+            described["security"] = [{"key": []}]
+        return Response(msgspec.json.encode(described), media_type="application/json")
 
     return router

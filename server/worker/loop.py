@@ -111,6 +111,7 @@ class Loop:
             arrived_s=now,
             txt_rows=request.max_sequence_length,
             passes=2 if self.pipeline.uses_negative(request.guidance_scale) else 1,
+            key=request.key,
             priority=request.priority,
             deadline_s=None if request.deadline_s is None else now + request.deadline_s,
         )

@@ -68,7 +68,9 @@ def test_prometheus_scrapes_the_services_of_the_compose_file() -> None:
     (job,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
     for target in job["static_configs"][0]["targets"]:
         name, port = target.split(":")
-        assert compose["services"][name]["ports"][0].endswith(f":{port}")
+        service = compose["services"][name]
+        assert service["environment"]["FLUX_OPS_PORT"] == port
+        assert not any(published.endswith(f":{port}") for published in service["ports"])
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])

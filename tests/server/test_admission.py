@@ -57,6 +57,14 @@ def test_a_picture_costs_what_the_table_says() -> None:
     assert cost_s(admission()) == pytest.approx(1.0)
 
 
+def test_a_lone_picture_of_another_key_is_forecast_before_a_crowd() -> None:
+    made = admission(1000.0)
+    admit(made, *(image(key="crowd") for _ in range(40)))
+    (same,) = admit(made, image(key="crowd"))
+    (lone,) = admit(made, image(key="lone"))
+    assert lone.forecast_s < same.forecast_s / 4
+
+
 def test_cost_grows_with_tokens_steps_and_guidance() -> None:
     made = admission()
     assert cost_s(made, width=512, height=512) == pytest.approx(4 * 0.2 * 1088 / 320 + 0.8)

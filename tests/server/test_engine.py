@@ -258,6 +258,7 @@ def test_a_request_can_be_cancelled_by_its_id(capfd: pytest.CaptureFixture[str])
             kept = asyncio.create_task(ask(engine, request("sleep 0.3")))
             await asyncio.sleep(0.1)
             await engine.cancel("never heard of")
+            await engine.cancel("unwanted", key="somebody else's")
             await engine.cancel("unwanted")
             assert await cancelled == Cancelled.code
             assert engine.stats().in_hand == 1

@@ -152,6 +152,19 @@ def test_the_last_to_leave_ends_the_run(capfd: pytest.CaptureFixture[str]) -> No
     assert len(re.findall(r"cancelled leaver#\d+/0", capfd.readouterr().err)) == 1
 
 
+def test_only_who_sent_a_request_can_cancel_it_by_its_id() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            unwanted, wanted = (asking(engine, id="same", key=key) for key in ("alice", "bob"))
+            await until(lambda: engine.stats().in_hand == 1)
+            await engine.cancel("same")
+            await engine.cancel("same", key="alice")
+            assert await unwanted == Cancelled.code
+            await gather(wanted)
+
+    run(story)
+
+
 def test_a_request_that_is_cancelled_by_its_id_is_the_only_one() -> None:
     async def story() -> None:
         async with engine_on() as engine:

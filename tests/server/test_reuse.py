@@ -52,6 +52,7 @@ def test_everything_that_decides_a_picture_is_in_its_key() -> None:
     [
         {"id": "b"},
         {"priority": Priority.HIGH},
+        {"key": "alice"},
         {"deadline_s": 1.0},
         {"negative_prompt": "b"},
         {"guidance_scale": 1.0},

@@ -17,7 +17,7 @@ import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import assemble
+from server.app import Edge, assemble
 from server.engine import Engine
 from server.errors import (
     DeadlineExceeded,
@@ -97,6 +97,7 @@ class FakeEngine:
     ready: bool = True
     auto_steps: int = 3
     found: tuple[int, int] = (0, 0)
+    device_s: float = 0.0
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
@@ -139,6 +140,7 @@ class FakeEngine:
             cached=cached,
             joined=joined,
             forecast=None if cached == request.num_images else FORECAST,
+            device_s=self.device_s,
         )
 
     def last(self) -> GenerationRequest:
@@ -162,10 +164,10 @@ def picture(image: ImageRequest) -> Image:
 
 
 @contextmanager
-def serving(engine: FakeEngine) -> Iterator[str]:
+def serving(engine: FakeEngine, edge: Edge | None = None) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
     metrics = Metrics()
-    app = assemble(cast(Engine, engine), metrics, Answers(1 << 20, metrics=metrics))
+    app = assemble(cast(Engine, engine), metrics, Answers(1 << 20, metrics=metrics), edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

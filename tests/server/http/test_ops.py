@@ -5,12 +5,13 @@ import re
 import httpx
 import jsonschema
 import pytest
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
 from server.http.native import native_router
 from server.http.openai import openai_router
-from server.http.ops import ops_router
+from server.http.ops import ops_router, probes_router
 from server.idempotency import Answers
 from server.metrics import Metrics
 from tests.server.http.fake_engine import FakeEngine, serving, wait_until
@@ -93,7 +94,8 @@ def test_every_route_is_described_and_every_example_works(client: httpx.Client, 
     routers = (
         native_router(engine, answers),  # type: ignore[arg-type]
         openai_router(engine, answers),  # type: ignore[arg-type]
-        ops_router(engine, metrics),  # type: ignore[arg-type]
+        probes_router(engine, metrics),  # type: ignore[arg-type]
+        ops_router(metrics, FastAPI()),
     )
     served = {
         (route.path, method.lower())
