@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,14 +14,17 @@ from server import __version__
 from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
+from server.http.automatic1111 import automatic1111_router
 from server.http.errors import render_error
+from server.http.huggingface import huggingface_router
+from server.http.leniency import Leniency
 from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.protocol import Start
-from server.settings import Settings
+from server.settings import DIALECTS, Settings
 
 
 def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
@@ -39,10 +42,16 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         image_cache_bytes=settings.image_cache_mb << 20,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    return assemble(engine, metrics, answers), engine
+    return assemble(engine, metrics, answers, leniencies(settings)), engine
 
 
-def assemble(engine: Engine, metrics: Metrics, answers: Answers) -> FastAPI:
+def leniencies(settings: Settings) -> dict[str, Leniency]:
+    """Return what each dialect forgives."""
+    clamped = settings.clamp_steps.split(",")
+    return {name: Leniency(name in clamped, settings.strict_models) for name in DIALECTS}
+
+
+def assemble(engine: Engine, metrics: Metrics, answers: Answers, leniency: Mapping[str, Leniency]) -> FastAPI:
     """Put the routes of all dialects around an engine."""
 
     @asynccontextmanager
@@ -60,7 +69,13 @@ def assemble(engine: Engine, metrics: Metrics, answers: Answers) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(AccessMiddleware, metrics=metrics)
-    routers = (ops_router(engine, metrics), native_router(engine, answers), openai_router(engine, answers))
+    routers = (
+        ops_router(engine, metrics),
+        native_router(engine, answers),
+        openai_router(engine, answers, leniency["openai"]),
+        huggingface_router(engine, leniency["huggingface"]),
+        automatic1111_router(engine, leniency["automatic1111"]),
+    )
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]

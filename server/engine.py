@@ -36,10 +36,12 @@ from server.result import result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
     Pending,
+    Progress,
     Waiter,
     Worker,
     is_hopeless,
     leave,
+    progress_of,
     refusal_of,
     wait_for,
     waiters_of,
@@ -182,6 +184,10 @@ class Engine:
             if waiter.request_id == request_id:
                 waiter.settle(Cancelled("the request was cancelled"))
 
+    def progress(self, request_id: str) -> Progress:
+        """Return how far the unfinished pictures of the calls of `submit` with this request id are."""
+        return progress_of(self._unanswered, request_id)
+
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, finish what was admitted within `drain_s`, answer the rest, end the workers."""
         self._stopping = True
@@ -272,6 +278,7 @@ class Engine:
 
     def _hand_over(self, pending: Pending, index: int) -> None:
         pending.attempts += 1
+        pending.steps_done = 0
         pending.worker = index
         pending.prolonged = False
         worker = self._workers[index]
@@ -295,7 +302,7 @@ class Engine:
                 case Stepping(lane=lane, ids=ids):
                     self._workers[index].stepping[lane] = ids
                 case Stepped():
-                    self._workers[index].stepping.pop(message.lane, None)
+                    self._workers[index].stepped(message)
                     self._metrics.step(message)
                 case CacheReport():
                     self._metrics.cache(index, message)

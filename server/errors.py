@@ -37,13 +37,17 @@ class ServerError(Exception):
 
 
 class InvalidRequest(ServerError):
-    """`field` is the name that the client used; None when the body as a whole is wrong."""
+    """`field` is the name that the client used, with dots into objects; None for the body as a whole.
+
+    `missing` when the field is wrong because it is not there.
+    """
 
     code = "invalid_request"
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(self, message: str, *, field: str | None = None, missing: bool = False) -> None:
         super().__init__(message)
         self.field = field
+        self.missing = missing
 
 
 class MalformedBody(InvalidRequest):

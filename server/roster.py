@@ -8,8 +8,10 @@ from typing import Final
 import msgspec
 
 from server.admission import Admitted
+from server.costs import StepKind
 from server.errors import ServerError
 from server.generation import Image, ImageRequest, Priority
+from server.protocol import Stepped
 from server.router import Load
 from server.supervisor import State, Supervisor
 
@@ -35,6 +37,7 @@ class Pending:
     suspected: bool = False  # of having killed a worker
     worker: int | None = None
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
+    steps_done: int = 0  # denoising steps, of those that its request has
     settled: bool = False
     finished: bool = False  # settled with its picture
 
@@ -87,6 +90,13 @@ class Worker:
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
+    def stepped(self, stepped: Stepped) -> None:
+        """Note that the step of a lane is over, and that its pictures are one denoising step further."""
+        for image_id in self.stepping.pop(stepped.lane, ()):
+            pending = self.in_hand.get(image_id)
+            if pending is not None and stepped.kind == StepKind.DENOISE:
+                pending.steps_done += 1
+
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""
         return bool(self.in_hand or self.owed)
@@ -101,6 +111,18 @@ class Worker:
             backlog_s=sum(pending.admitted.cost_s for pending in self.in_hand.values()),
             sizes=frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values()),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Denoising steps of the pictures of one request that are not finished: how many are done, of how many.
+
+    `pictures` are still being made or waiting.
+    """
+
+    pictures: int
+    steps_done: int
+    steps: int
 
 
 def is_hopeless(supervisor: Supervisor) -> bool:
@@ -141,6 +163,20 @@ def leave(waiters: Iterable[Waiter]) -> list[Pending]:
             if not waiter.pending.waiters:
                 abandoned.append(waiter.pending)
     return abandoned
+
+
+def progress_of(pendings: Iterable[Pending], request_id: str) -> Progress:
+    """Return how far those of `pendings` are that this request waits for."""
+    awaited = [
+        pending
+        for pending in pendings
+        if not pending.settled and any(waiter.request_id == request_id for waiter in pending.waiters)
+    ]
+    return Progress(
+        pictures=len(awaited),
+        steps_done=sum(pending.steps_done for pending in awaited),
+        steps=sum(pending.image.steps for pending in awaited),
+    )
 
 
 def waiters_of(pendings: Iterable[Pending]) -> list[Waiter]:

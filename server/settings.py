@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "FLUX_"
+DIALECTS = ("openai", "huggingface", "automatic1111", "cog")
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "model" / "tiny"
 
 
@@ -96,6 +97,18 @@ class Settings(BaseSettings):
         float,
         Field(description='backlog at which num_inference_steps "auto" goes down by one step each', gt=0),
     ] = 2.0
+    clamp_steps: Annotated[
+        str,
+        Field(
+            description="dialects in which steps beyond the model's are clamped and not refused, with commas "
+            "between: openai, huggingface, automatic1111, cog; or none",
+            pattern=rf"^(none|({'|'.join(DIALECTS)})(,({'|'.join(DIALECTS)}))*)$",
+        ),
+    ] = "openai,huggingface,automatic1111"
+    strict_models: Annotated[
+        bool,
+        Field(description="refuse names of models that are not served, instead of noting them in the log"),
+    ] = False
     drain_s: Annotated[float, Field(description="seconds that SIGTERM leaves to admitted work", ge=0)] = 30.0
     hang_s: Annotated[
         float, Field(description="seconds without a sign of life after which a busy worker is replaced", gt=0)

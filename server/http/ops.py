@@ -5,14 +5,17 @@ from typing import Final
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.engine import Engine
 from server.errors import NotReady
+from server.http.description import described, document
 from server.http.errors import render_error, route_class
 from server.metrics import Metrics
 
 DOCS_PAGE: Final = Path(__file__).with_name("docs.html")
+TEXT_CONTENT: Final[dict[str, object]] = {"text/plain": {}}
 DOCS_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 )
@@ -23,18 +26,20 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
     router = APIRouter(route_class=route_class(render_error), tags=["operations"])
 
     @router.head("/livez", include_in_schema=False)
-    @router.get("/livez", summary="The process answers")
+    @router.get("/livez", summary="The process answers", response_class=PlainTextResponse)
     async def livez() -> Response:
         return Response("ok\n", media_type="text/plain")
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", summary="A worker takes requests")
+    @router.get(
+        "/readyz", summary="A worker takes requests", responses=described("not_ready", ok=TEXT_CONTENT)
+    )
     async def readyz() -> Response:
         if not engine.ready:
             raise NotReady("no worker takes requests: loading, draining or restarting", retry_after_s=1)
         return Response("ok\n", media_type="text/plain")
 
-    @router.get("/metrics", summary="Prometheus metrics")
+    @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
@@ -47,6 +52,6 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
     async def openapi(request: Request) -> Response:
         app = request.app
         assert isinstance(app, FastAPI), "the router is part of a FastAPI application"
-        return Response(msgspec.json.encode(app.openapi()), media_type="application/json")
+        return Response(msgspec.json.encode(document(app)), media_type="application/json")
 
     return router

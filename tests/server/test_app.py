@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.app import assemble, worker_starts
+from server.app import assemble, leniencies, worker_starts
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.settings import Settings
@@ -54,7 +54,7 @@ def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller() ->
             calls.append("stop")
 
     metrics = Metrics()
-    app = assemble(Watched(), metrics, Answers(0, metrics=metrics))  # type: ignore[arg-type]
+    app = assemble(Watched(), metrics, Answers(0, metrics=metrics), leniencies(Settings()))  # type: ignore[arg-type]
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

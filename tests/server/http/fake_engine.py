@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import assemble
+from server.app import assemble, leniencies
 from server.engine import Engine
 from server.errors import (
+    Cancelled,
     DeadlineExceeded,
     GenerationFailed,
     NotReady,
@@ -33,6 +34,8 @@ from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.reuse import Reuse
+from server.roster import Progress
+from server.settings import Settings
 
 MODEL = ModelInfo(
     name="fake",
@@ -76,6 +79,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
+    held: dict[str, asyncio.Future[None]] = field(default_factory=dict)
     released: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -85,6 +89,10 @@ class FakeEngine:
         return self.model_info
 
     async def start(self) -> None: ...
+
+    async def wait_ready(self) -> None:
+        """What is not loaded here never will be."""
+        assert self.model
 
     def steps_for_auto(self) -> int:
         return self.auto_steps
@@ -97,8 +105,9 @@ class FakeEngine:
         if error := FAILURES.get(request.prompt):
             raise error
         if request.prompt == "wait":
+            self.held[request.id] = asyncio.get_running_loop().create_future()
             try:
-                await asyncio.Event().wait()
+                await self.held[request.id]
             finally:
                 self.cancelled.append(request)
         cached, joined = self.found
@@ -112,6 +121,16 @@ class FakeEngine:
             cached=cached,
             joined=joined,
         )
+
+    async def cancel(self, request_id: str) -> None:
+        if held := self.held.get(request_id):
+            held.set_exception(Cancelled("the request was cancelled"))
+
+    def progress(self, request_id: str) -> Progress:
+        """Pictures that `wait` are all half way."""
+        (request,) = (each for each in self.requests if each.id == request_id)
+        steps = request.num_images * request.steps
+        return Progress(pictures=request.num_images, steps_done=steps // 2, steps=steps)
 
     def last(self) -> GenerationRequest:
         """Return the newest request without its id, which is new every time."""
@@ -134,10 +153,11 @@ def picture(image: ImageRequest) -> Image:
 
 
 @contextmanager
-def serving(engine: FakeEngine) -> Iterator[str]:
+def serving(engine: FakeEngine, **settings: Any) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
     metrics = Metrics()
-    app = assemble(cast(Engine, engine), metrics, Answers(1 << 20, metrics=metrics))
+    answers = Answers(1 << 20, metrics=metrics)
+    app = assemble(cast(Engine, engine), metrics, answers, leniencies(Settings(**settings)))
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

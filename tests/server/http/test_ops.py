@@ -6,11 +6,10 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from server.http.native import native_router
-from server.http.openai import openai_router
-from server.http.ops import ops_router
+from server.app import assemble, leniencies
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.settings import Settings
 from tests.server.http.fake_engine import FakeEngine, serving
 
 
@@ -30,29 +29,27 @@ def test_probes(method: str) -> None:
 def test_every_route_is_described_and_every_example_works(client: httpx.Client, engine: FakeEngine) -> None:
     api = client.get("/openapi.json").json()
     metrics = Metrics()
-    answers = Answers(0, metrics=metrics)
-    routers = (
-        native_router(engine, answers),  # type: ignore[arg-type]
-        openai_router(engine, answers),  # type: ignore[arg-type]
-        ops_router(engine, metrics),  # type: ignore[arg-type]
-    )
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), leniencies(Settings()))  # type: ignore[arg-type]
     served = {
-        (route.path, method.lower())
-        for router in routers
-        for route in router.routes
-        if isinstance(route, APIRoute)
+        (route.path.replace(":path", ""), method.lower())
+        for route in app.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
         for method in route.methods
-        if route.include_in_schema
     }
-    described = {(path, method) for path, methods in api["paths"].items() for method in methods}
-    assert described == {(path.replace(":path", ""), method) for path, method in served}
-    posts = [(path, each["post"]) for path, each in api["paths"].items() if "post" in each]
-    assert len(posts) == 2
-    for path, operation in posts:
-        body = operation["requestBody"]["content"]["application/json"]
-        assert set(body["example"]) - {"model"} <= set(body["schema"]["properties"])
-        assert client.post(path, json=body["example"]).status_code == 200
-        assert all(field.get("description") for field in body["schema"]["properties"].values())
+    operations = {
+        (path, method): each for path, methods in api["paths"].items() for method, each in methods.items()
+    }
+    assert set(operations) == served
+    for (path, method), operation in operations.items():
+        assert operation["summary"], path
+        if body := operation.get("requestBody"):
+            content = body["content"]["application/json"]
+            assert set(content["example"]) <= set(content["schema"]["properties"])
+            address = re.sub(r"\{\w+\}", "example-id", path)
+            assert client.request(method, address, json=content["example"]).status_code == 200, path
+            for schema in (content["schema"], *api["components"]["schemas"].values()):
+                for name, field in schema.get("properties", {}).items():
+                    assert field.get("description"), (path, name)
 
 
 def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:
