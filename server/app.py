@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
@@ -15,6 +15,7 @@ from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
 from server.http.automatic1111 import automatic1111_router
+from server.http.cog import cog_router
 from server.http.errors import render_error
 from server.http.huggingface import huggingface_router
 from server.http.leniency import Leniency
@@ -69,18 +70,26 @@ def assemble(engine: Engine, metrics: Metrics, answers: Answers, leniency: Mappi
         redirect_slashes=False,
     )
     app.add_middleware(AccessMiddleware, metrics=metrics)
-    routers = (
+    everything = routers(engine, metrics, answers, leniency)
+    for router in everything:
+        app.include_router(router)
+    routes = [route for router in everything for route in router.routes]
+    app.add_exception_handler(HTTPException, _answer_unrouted(routes))
+    return app
+
+
+def routers(
+    engine: Engine, metrics: Metrics, answers: Answers, leniency: Mapping[str, Leniency]
+) -> Sequence[APIRouter]:
+    """Return the routes of all dialects."""
+    return (
         ops_router(engine, metrics),
         native_router(engine, answers),
         openai_router(engine, answers, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
         automatic1111_router(engine, leniency["automatic1111"]),
+        cog_router(engine, leniency["cog"]),
     )
-    for router in routers:
-        app.include_router(router)
-    routes = [route for router in routers for route in router.routes]
-    app.add_exception_handler(HTTPException, _answer_unrouted(routes))
-    return app
 
 
 def worker_starts(settings: Settings, *, cores: int) -> list[Start]:

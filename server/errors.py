@@ -8,7 +8,8 @@ ServerError
 │   ├── MalformedHeader       a header that the server reads is not what it has to be
 │   ├── KeyReused             its Idempotency-Key belongs to another request
 │   ├── NotFound              there is nothing at this path, or no such model
-│   └── MethodNotAllowed      the path takes other methods
+│   ├── MethodNotAllowed      the path takes other methods
+│   └── NotAcceptable         there is no answer of the kind that the client accepts
 ├── Overloaded          the backlog is full; carries the seconds after which to come back
 ├── NotReady            starting, draining or without a worker; come back
 ├── DeadlineExceeded    the request's own deadline passed, or its picture cannot be finished by then
@@ -76,6 +77,10 @@ class NotFound(InvalidRequest):
 
 class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
+
+
+class NotAcceptable(InvalidRequest):
+    code = "not_acceptable"
 
 
 class Overloaded(ServerError):

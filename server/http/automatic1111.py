@@ -136,7 +136,7 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
         check_checkpoint(body.override_settings, engine.model, leniency, http)
         asked = to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
         seeded = body.seed is not None and body.seed >= 0
-        with running.call(caller_of(http), secrets.token_hex(8), asked, now=time.monotonic()) as call:
+        with running.call(caller_of(http), secrets.token_hex(8), asked, body, now=time.monotonic()) as call:
             result = await generate(engine, http, call.request, seeded=seeded)
         return to_response(body, asked, result, engine.model)
 

@@ -5,7 +5,7 @@ them, each with the definitions of its own parts; these are gathered where OpenA
 document look for `components.schemas.Input` and `.Output`, which are among them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -19,6 +19,7 @@ TEXTS: Final = {
     "unsupported_media_type": "The body is of another type or encoding",
     "request_too_large": "The body is too large",
     "not_found": "There is no such thing",
+    "not_acceptable": "What Accept asks for is not to be had",
     "idempotency_key_reused": "The Idempotency-Key belongs to another request",
     "overloaded": "Overloaded: come back after Retry-After",
     "not_ready": "Not ready: come back after Retry-After",
@@ -60,21 +61,19 @@ def described(
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Return the description of all routes of `app`."""
-    api = app.openapi()
-    schemas = api.setdefault("components", {}).setdefault("schemas", {})
-    for definitions in list(_definitions(api["paths"])):
-        for name, schema in definitions.items():
-            assert schemas.setdefault(name, schema) == schema, f"two schemas are called {name}"
-    return api
+    schemas: dict[str, Any] = {}
+    api: dict[str, Any] = _gather(app.openapi(), schemas)
+    schemas.update(api.get("components", {}).get("schemas", {}))
+    return api | {"components": {"schemas": schemas}}
 
 
-def _definitions(value: object) -> Iterator[dict[str, Any]]:
-    """Take the `$defs` out of all schemas below `value`."""
-    if isinstance(value, dict):
-        if "$defs" in value:
-            yield value.pop("$defs")
-        for inner in list(value.values()):
-            yield from _definitions(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _definitions(inner)
+def _gather(value: Any, schemas: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    """Return `value` without the `$defs` of its schemas, which go to `schemas`."""
+    if isinstance(value, list):
+        return [_gather(inner, schemas) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    for name, schema in value.get("$defs", {}).items():
+        gathered = _gather(schema, schemas)
+        assert schemas.setdefault(name, gathered) == gathered, f"two schemas are called {name}"
+    return {name: _gather(inner, schemas) for name, inner in value.items() if name != "$defs"}

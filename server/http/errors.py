@@ -23,6 +23,7 @@ STATUS: Final = {
     "request_too_large": 413,
     "not_found": 404,
     "method_not_allowed": 405,
+    "not_acceptable": 406,
     "overloaded": 429,
     "not_ready": 503,
     "worker_lost": 503,

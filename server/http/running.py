@@ -10,13 +10,15 @@ import msgspec
 from fastapi import Request
 
 from server.generation import GenerationRequest
+from server.http.body import RequestBody
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request in hand and when it came, on the clock of its dialect."""
+    """A request in hand, the body that it came from, and when it came, on the clock of its dialect."""
 
     request: GenerationRequest
+    body: RequestBody
     began_s: float
 
 
@@ -31,12 +33,14 @@ class Running:
     _calls: dict[str, dict[str, Call]] = field(default_factory=dict)
 
     @contextmanager
-    def call(self, caller: str, name: str, request: GenerationRequest, *, now: float) -> Iterator[Call]:
+    def call(
+        self, caller: str, name: str, request: GenerationRequest, body: RequestBody, *, now: float
+    ) -> Iterator[Call]:
         """Keep `request` among the calls of `caller` while the block runs."""
         own = msgspec.structs.replace(request, id=f"{request.id}-{secrets.token_hex(8)}")
         calls = self._calls.setdefault(caller, {})
         assert name not in calls, "the dialect has looked"
-        calls[name] = call = Call(own, now)
+        calls[name] = call = Call(own, body, now)
         try:
             yield call
         finally:
