@@ -93,7 +93,7 @@ async def _read(request: Request) -> bytes:
 def _explained(error: ValidationError, kind: type[RequestBody]) -> InvalidRequest:
     """Turn pydantic's first finding into one sentence with field, value and what is allowed."""
     finding = error.errors(include_url=False, include_context=True)[0]
-    if finding["type"] in ("json_invalid", "model_type", "model_attributes_type"):
+    if not finding["loc"] and finding["type"] in ("json_invalid", "model_type", "model_attributes_type"):
         reason = str(finding.get("ctx", {}).get("error", "it is not an object"))
         return MalformedBody(f"the body is not a JSON object: {shown(reason, quote='')}")
     path, field = _path(kind, [str(part) for part in finding["loc"]] or ["body"])

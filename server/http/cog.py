@@ -112,6 +112,7 @@ def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
     )
     answers[202] = {"description": "It runs already", "content": answers[200]["content"]}
 
+    @router.head("/", include_in_schema=False)
     @router.get("/", summary="Where things are", responses=described())
     async def index(http: Request) -> Response:
         if "text/html" in accepted_types(http.headers.get("accept", "")):
@@ -209,7 +210,7 @@ def render_error(request: Request, error: ServerError) -> Response:
 def _detail(error: InvalidRequest, message: str) -> dict[str, Any]:
     path = error.field.split(".") if error.field else []
     return {
-        "loc": ["body", *path],
+        "loc": ["body", *(["input", "__root__"] if path == ["input"] else path)],
         "msg": message,
         "type": "value_error.missing" if error.missing else "value_error",
     }
@@ -236,7 +237,7 @@ def _health(engine: Engine) -> dict[str, Any]:
     status = "READY" if engine.ready else "UNHEALTHY"
     return {
         "status": status if loaded else "STARTING",
-        "setup": {"status": "succeeded" if loaded else "starting", "logs": ""},
+        "setup": {"status": "succeeded" if loaded else "starting"},
         "version": {"schnell-server": __version__, "python": platform.python_version()},
     }
 
