@@ -79,6 +79,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
+    waiting_for_model: int = 0
     held: dict[str, asyncio.Future[None]] = field(default_factory=dict)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -91,8 +92,9 @@ class FakeEngine:
     async def start(self) -> None: ...
 
     async def wait_ready(self) -> None:
-        """What is not loaded here never will be."""
-        assert self.model
+        self.waiting_for_model += 1
+        while not self.ready:
+            await asyncio.sleep(0.005)
 
     def steps_for_auto(self) -> int:
         return self.auto_steps
