@@ -39,6 +39,7 @@ from server.roster import (
     Progress,
     Waiter,
     Worker,
+    end_hanging,
     is_hopeless,
     leave,
     progress_of,
@@ -114,7 +115,7 @@ class Engine:
         """Spawn the workers; returns before they are ready."""
         for worker in self._workers:
             worker.supervisor.start()
-        self._watch = asyncio.create_task(self._end_hanging_workers())
+        self._watch = asyncio.create_task(end_hanging(self._workers, hang_s=self._hang_s))
 
     async def wait_ready(self) -> None:
         """Wait until a worker takes requests; raises `NotReady` if none ever will."""
@@ -310,16 +311,6 @@ class Engine:
                     raise AssertionError(f"the supervisor keeps {message} to itself")
 
         return hear
-
-    async def _end_hanging_workers(self) -> None:
-        """Kill workers that have work and stay silent; their death is then handled like any other."""
-        while True:
-            await asyncio.sleep(self._hang_s / 4)
-            now = asyncio.get_running_loop().time()
-            for index, worker in enumerate(self._workers):
-                if worker.owes_an_answer() and now - worker.quiet_since > self._hang_s:
-                    log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
-                    worker.supervisor.kill()
 
     def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
         """Give an answer to the picture of this very id; one that nobody waits for is dropped."""

@@ -1,11 +1,12 @@
 """Who works on what: the pictures that were admitted, and the workers with what each has in hand."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+import structlog
 
 from server.admission import Admitted
 from server.costs import StepKind
@@ -17,6 +18,8 @@ from server.supervisor import State, Supervisor
 
 URGENCY: Final = tuple(Priority)  # the most urgent first
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -177,6 +180,17 @@ def progress_of(pendings: Iterable[Pending], request_id: str) -> Progress:
         steps_done=sum(pending.steps_done for pending in awaited),
         steps=sum(pending.image.steps for pending in awaited),
     )
+
+
+async def end_hanging(workers: Sequence[Worker], *, hang_s: float) -> None:
+    """Kill workers that have work and stay silent; their death is then handled like any other."""
+    while True:
+        await asyncio.sleep(hang_s / 4)
+        now = asyncio.get_running_loop().time()
+        for index, worker in enumerate(workers):
+            if worker.owes_an_answer() and now - worker.quiet_since > hang_s:
+                log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
+                worker.supervisor.kill()
 
 
 def waiters_of(pendings: Iterable[Pending]) -> list[Waiter]:
