@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field
 from loadtests.instant_worker import PICTURE
 from loadtests.outcomes import quantile
 from loadtests.report import keep, machine
-from server.app import assemble, worker_starts
+from server.app import assemble, leniencies, worker_starts
 from server.engine import Engine
 from server.http.connection import Connection
 from server.idempotency import Answers
@@ -129,7 +129,7 @@ def serve(name: str, port: int) -> None:
         image_cache_bytes=0,
         command=WORKER,
     )
-    app = assemble(engine, metrics, Answers(0, metrics=metrics))
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), leniencies(settings))
     uvicorn.run(
         app, host="127.0.0.1", port=port, http=Connection, ws="none", log_config=None, access_log=False
     )

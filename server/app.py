@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,11 @@ from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
 from server.http.auth import Door
+from server.http.automatic1111 import automatic1111_router
+from server.http.cog import cog_router
 from server.http.errors import render_error
+from server.http.huggingface import huggingface_router
+from server.http.leniency import Leniency
 from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router, probes_router
@@ -26,7 +30,7 @@ from server.idempotency import Answers
 from server.keys import KeysFile
 from server.metrics import Metrics
 from server.protocol import Start
-from server.settings import Settings
+from server.settings import DIALECTS, Settings
 from server.usage import UsageFile
 
 PREFLIGHT_S: Final = 3600  # that browsers may remember what is allowed
@@ -52,6 +56,7 @@ class Edge:
 
     door: Door = field(default_factory=Door)
     usage: UsageFile | None = None
+    leniency: Mapping[str, Leniency] = field(default_factory=lambda: leniencies(Settings()))
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = Settings.model_fields["max_body_mb"].default << 20
     ops_apart: bool = False
@@ -86,12 +91,19 @@ def build_service(settings: Settings) -> Service:
     edge = Edge(
         door=door,
         usage=UsageFile(_at_home(settings.data_dir) / "usage.json", door.quotas) if door.keys else None,
+        leniency=leniencies(settings),
         cors_origins=settings.cors_origin_list,
         max_body_bytes=settings.max_body_mb << 20,
         ops_apart=settings.ops_port is not None,
     )
     api = assemble(engine, metrics, answers, edge)
     return Service(api, assemble_ops(engine, metrics, api) if edge.ops_apart else None, engine)
+
+
+def leniencies(settings: Settings) -> dict[str, Leniency]:
+    """Return what each dialect forgives."""
+    clamped = settings.clamp_steps.split(",")
+    return {name: Leniency(name in clamped, settings.strict_models) for name in DIALECTS}
 
 
 def assemble(engine: Engine, metrics: Metrics, answers: Answers, edge: Edge | None = None) -> FastAPI:
@@ -122,8 +134,7 @@ def assemble(engine: Engine, metrics: Metrics, answers: Answers, edge: Edge | No
         [
             probes_router(engine, metrics),
             *ops,
-            native_router(engine, answers),
-            openai_router(engine, answers),
+            *dialect_routers(engine, answers, edge.leniency),
         ],
     )
     return app
@@ -155,6 +166,19 @@ def _include(app: FastAPI, routers: Sequence[APIRouter]) -> None:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
     app.add_exception_handler(HTTPException, _answer_unrouted(routes))
+
+
+def dialect_routers(
+    engine: Engine, answers: Answers, leniency: Mapping[str, Leniency]
+) -> Sequence[APIRouter]:
+    """Return the routes of all dialects."""
+    return (
+        native_router(engine, answers),
+        openai_router(engine, answers, leniency["openai"]),
+        huggingface_router(engine, leniency["huggingface"]),
+        automatic1111_router(engine, leniency["automatic1111"]),
+        cog_router(engine, leniency["cog"]),
+    )
 
 
 def worker_starts(settings: Settings, *, cores: int) -> list[Start]:

@@ -36,10 +36,12 @@ from server.result import forecast_of, result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
     Pending,
+    Progress,
     Waiter,
     Worker,
     end_hanging,
     leave,
+    progress_of,
     refusal_of,
     wait_for,
     waiters_of,
@@ -174,6 +176,10 @@ class Engine:
             if (waiter.key, waiter.request_id) == (key, request_id):
                 waiter.settle(Cancelled("the request was cancelled"))
 
+    def progress(self, request_id: str) -> Progress:
+        """Return how far the unfinished pictures of the calls of `submit` with this request id are."""
+        return progress_of(self._unanswered, request_id)
+
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, finish what was admitted within `drain_s`, answer the rest, end the workers."""
         self._stopping = True
@@ -280,6 +286,7 @@ class Engine:
 
     def _hand_over(self, pending: Pending, index: int) -> None:
         pending.attempts += 1
+        pending.steps_done = 0
         pending.worker = index
         pending.prolonged = False
         worker = self._workers[index]
@@ -310,7 +317,7 @@ class Engine:
 
     def _end_step(self, index: int, stepped: Stepped) -> None:
         self._metrics.step(stepped)
-        for pending in self._workers[index].end_step(stepped.lane):
+        for pending in self._workers[index].end_step(stepped):
             self._admission.progress(pending.admitted, stepped.kind)
 
     def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:

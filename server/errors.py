@@ -9,7 +9,10 @@ ServerError
 │   ├── KeyReused             its Idempotency-Key belongs to another request
 │   ├── Forbidden             this key may not ask for that
 │   ├── NotFound              there is nothing at this path, or no such model
-│   └── MethodNotAllowed      the path takes other methods
+│   ├── MethodNotAllowed      the path takes other methods
+│   └── NotAcceptable         there is no answer of the kind that the client accepts
+│   ├── MethodNotAllowed      the path takes other methods
+│   └── NotAcceptable         there is no answer of the kind that the client accepts
 ├── InvalidApiKey       there is no API key in it, or none of this server's
 ├── RateLimited         this key asks too often, or for too much at once; come back soon
 ├── QuotaExceeded       this key has used up its day; carries the seconds until the next
@@ -41,13 +44,17 @@ class ServerError(Exception):
 
 
 class InvalidRequest(ServerError):
-    """`field` is the name that the client used; None when the body as a whole is wrong."""
+    """`field` is the name that the client used, with dots into objects; None for the body as a whole.
+
+    `missing` when the field is wrong because it is not there.
+    """
 
     code = "invalid_request"
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(self, message: str, *, field: str | None = None, missing: bool = False) -> None:
         super().__init__(message)
         self.field = field
+        self.missing = missing
 
 
 class MalformedBody(InvalidRequest):
@@ -80,6 +87,10 @@ class NotFound(InvalidRequest):
 
 class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
+
+
+class NotAcceptable(InvalidRequest):
+    code = "not_acceptable"
 
 
 class InvalidApiKey(ServerError):

@@ -9,8 +9,10 @@ import msgspec
 import structlog
 
 from server.admission import Admitted
+from server.costs import StepKind
 from server.errors import ServerError
 from server.generation import URGENCY, GenerationRequest, Image, ImageRequest, Priority
+from server.protocol import Stepped
 from server.router import Load
 from server.supervisor import State, Supervisor
 
@@ -39,6 +41,7 @@ class Pending:
     worker: int | None = None
     began: bool = False  # a step of it has begun
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
+    steps_done: int = 0  # denoising steps, of those that its request has
     settled: bool = False
     finished: bool = False  # settled with its picture
 
@@ -108,10 +111,13 @@ class Worker:
             if pending := self.in_hand.get(image_id):
                 pending.began = True
 
-    def end_step(self, lane: int) -> list[Pending]:
+    def end_step(self, stepped: Stepped) -> list[Pending]:
         """Return the pictures of the step that is over on a lane, but for those nobody wants any more."""
-        ids = self.stepping.pop(lane, [])
-        return [self.in_hand[image_id] for image_id in ids if image_id in self.in_hand]
+        ids = self.stepping.pop(stepped.lane, [])
+        ended = [self.in_hand[image_id] for image_id in ids if image_id in self.in_hand]
+        for pending in ended:
+            pending.steps_done += stepped.kind is StepKind.DENOISE
+        return ended
 
     def in_a_step(self) -> set[str]:
         """Return the ids of the pictures whose step has begun and is not over."""
@@ -159,6 +165,18 @@ async def end_hanging(workers: Sequence[Worker], *, hang_s: float) -> None:
                 worker.supervisor.kill()
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Denoising steps of the pictures of one request that are not finished: how many are done, of how many.
+
+    `pictures` are still being made or waiting.
+    """
+
+    pictures: int
+    steps_done: int
+    steps: int
+
+
 def _is_hopeless(supervisor: Supervisor) -> bool:
     gone = supervisor.state in (State.REFUSED, State.STOPPED)
     return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
@@ -188,6 +206,20 @@ def leave(waiters: Iterable[Waiter]) -> list[Pending]:
             if not waiter.pending.waiters:
                 abandoned.append(waiter.pending)
     return abandoned
+
+
+def progress_of(pendings: Iterable[Pending], request_id: str) -> Progress:
+    """Return how far those of `pendings` are that this request waits for."""
+    awaited = [
+        pending
+        for pending in pendings
+        if not pending.settled and any(waiter.request_id == request_id for waiter in pending.waiters)
+    ]
+    return Progress(
+        pictures=len(awaited),
+        steps_done=sum(pending.steps_done for pending in awaited),
+        steps=sum(pending.image.steps for pending in awaited),
+    )
 
 
 def waiters_of(pendings: Iterable[Pending]) -> list[Waiter]:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from server.generation import MAX_DEADLINE_MS
 
 ENV_PREFIX = "FLUX_"
+DIALECTS = ("openai", "huggingface", "automatic1111", "cog")
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "model" / "tiny"
 
 
@@ -161,6 +162,18 @@ class Settings(BaseSettings):
             "is 3, 2 and 1 instead of 4"
         ),
     ] = (2.0, 4.0, 6.0)
+    clamp_steps: Annotated[
+        str,
+        Field(
+            description="dialects in which steps beyond the model's are clamped and not refused, with commas "
+            "between: openai, huggingface, automatic1111, cog; or none",
+            pattern=rf"^(none|({'|'.join(DIALECTS)})(,({'|'.join(DIALECTS)}))*)$",
+        ),
+    ] = "openai,huggingface,automatic1111"
+    strict_models: Annotated[
+        bool,
+        Field(description="refuse names of models that are not served, instead of noting them in the log"),
+    ] = False
     drain_s: Annotated[float, Field(description="seconds that SIGTERM leaves to admitted work", ge=0)] = 30.0
     hang_s: Annotated[
         float, Field(description="seconds without a sign of life after which a busy worker is replaced", gt=0)

@@ -7,11 +7,12 @@ documentation and in the error alike.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest, MalformedBody, RequestTooLarge, UnsupportedMediaType
@@ -92,30 +93,46 @@ async def _read(request: Request) -> bytes:
 def _explained(error: ValidationError, kind: type[RequestBody]) -> InvalidRequest:
     """Turn pydantic's first finding into one sentence with field, value and what is allowed."""
     finding = error.errors(include_url=False, include_context=True)[0]
-    if finding["type"] in ("json_invalid", "model_type", "model_attributes_type"):
+    if not finding["loc"] and finding["type"] in ("json_invalid", "model_type", "model_attributes_type"):
         reason = str(finding.get("ctx", {}).get("error", "it is not an object"))
         return MalformedBody(f"the body is not a JSON object: {shown(reason, quote='')}")
-    path = [str(part) for part in finding["loc"]] or ["body"]
-    name = shown(path[0], quote="")
+    path, field = _path(kind, [str(part) for part in finding["loc"]] or ["body"])
+    name = shown(".".join(path), quote="")
     if finding["type"] == "extra_forbidden":
         known = ", ".join(sorted(kind.model_fields))
         return InvalidRequest(f"{name} is not a field of this request; allowed: {known}", field=name)
-    allowed = _allowed(kind, path[0])
+    allowed = (field.description if field else None) or "another value"
     if allowed == NOT_YET:
         return InvalidRequest(f"{name} is {NOT_YET}", field=name)
     if finding["type"] == "missing":
-        return InvalidRequest(f"{name} is missing; it is {allowed}", field=name)
+        return InvalidRequest(f"{name} is missing; it is {allowed}", field=name, missing=True)
     reason = f" ({shown(str(finding['msg']), quote='')})" if finding["type"] == "value_error" else ""
     return InvalidRequest(f"{name} is {shown(finding['input'])}{reason}; allowed: {allowed}", field=name)
 
 
-def _allowed(kind: type[RequestBody], name: str) -> str:
-    for field_name, field in kind.model_fields.items():
-        alias = field.validation_alias
-        names = alias.choices if isinstance(alias, AliasChoices) else [field_name]
-        if name in names and field.description:
-            return field.description
-    return "another value"
+def _path(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], FieldInfo | None]:
+    """Return the part of a finding's location that names fields, and the field where it ends, if it is one.
+
+    What follows is about the inside of a value: the member of a union, the index in a list.
+    """
+    name, *rest = location
+    field = next((field for own, field in kind.model_fields.items() if name in _names(own, field)), None)
+    inner = _object_of(field)
+    if inner is None or not rest:
+        return [name], field
+    path, field = _path(inner, rest)
+    return [name, *path], field
+
+
+def _names(own: str, field: FieldInfo) -> Sequence[object]:
+    alias = field.validation_alias
+    return alias.choices if isinstance(alias, AliasChoices) else (own,)
+
+
+def _object_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """Return the kind of object that a field holds, if it holds one."""
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def shown(value: object, quote: str = '"') -> str:

@@ -26,6 +26,7 @@ STATUS: Final = {
     "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
+    "not_acceptable": 406,
     "rate_limited": 429,
     "quota_exceeded": 429,
     "overloaded": 429,
@@ -50,13 +51,18 @@ def error_body(error: ServerError, request_id: str, kind: str) -> bytes:
             "error": {
                 "code": error.code,
                 "type": kind,
-                "message": error.message.encode("utf-8", "replace").decode(),
+                "message": message_of(error),
                 "param": error.field if isinstance(error, InvalidRequest) else None,
                 "request_id": request_id,
                 "retryable": error.retryable,
             }
         }
     )
+
+
+def message_of(error: ServerError) -> str:
+    """Return the message as text that JSON can carry, whatever a client had in it."""
+    return error.message.encode("utf-8", "replace").decode()
 
 
 def error_kind(status: int) -> str:
@@ -67,9 +73,21 @@ def error_kind(status: int) -> str:
 
 
 def render_error(request: Request, error: ServerError, *, statuses: Mapping[str, int] = STATUS) -> Response:
-    """Answer a failure, and note it for the log line and the metrics of this request."""
-    exchange = exchange_of(request)
-    exchange.outcome = error.code
+    """Answer a failure in the server's own shape."""
+    body = error_body(error, exchange_of(request).request_id, error_kind(statuses[error.code]))
+    return error_response(request, error, body, statuses=statuses)
+
+
+def error_response(
+    request: Request,
+    error: ServerError,
+    body: bytes,
+    *,
+    statuses: Mapping[str, int] = STATUS,
+    media_type: str = "application/json",
+) -> Response:
+    """Answer a failure with the `body` of a dialect; note it for this request's log line and metrics."""
+    exchange_of(request).outcome = error.code
     status = statuses[error.code]
     headers = {}
     if error.retryable or error.retry_after_s is not None:
@@ -77,8 +95,7 @@ def render_error(request: Request, error: ServerError, *, statuses: Mapping[str,
         headers["Retry-After"] = str(retry_after_s)
     if status >= 429:
         headers["x-should-retry"] = str(error.retryable).lower()
-    body = error_body(error, exchange.request_id, error_kind(status))
-    return Response(body, status, headers, media_type="application/json")
+    return Response(body, status, headers, media_type=media_type)
 
 
 def route_class(render: Render) -> type[APIRoute]:

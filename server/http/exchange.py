@@ -38,3 +38,9 @@ def exchange_in(scope: Scope) -> Exchange:
 
 def exchange_of(request: Request) -> Exchange:
     return exchange_in(request.scope)
+
+
+def key_of(request: Request) -> str:
+    """Return the name of the API key that asks, empty where none is asked for."""
+    caller = exchange_of(request).caller
+    return caller.name if caller is not None else ""

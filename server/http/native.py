@@ -3,7 +3,6 @@
 With `Accept: image/*` the answer is the picture itself, otherwise JSON with base64.
 """
 
-import secrets
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -12,19 +11,14 @@ from pydantic import Field
 from server.engine import Engine
 from server.errors import InvalidRequest
 from server.generation import (
-    DRAWN_SEED_LIMIT,
     MAX_DEADLINE_MS,
     MAX_GUIDANCE_SCALE,
     MAX_IMAGES,
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SEQUENCE_LENGTH,
-    MAX_SIDE,
-    MIN_SIDE,
-    SIDE_MULTIPLE,
     GenerationRequest,
     GenerationResult,
-    Image,
     ImageFormat,
     ModelInfo,
     Priority,
@@ -33,10 +27,13 @@ from server.http.accept import accepted_types
 from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json, shown
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
+from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import render_error, route_class
 from server.http.exchange import exchange_of
 from server.http.idempotency import KEY_PARAMETER, Once
-from server.http.pictures import Picture, pictures_response
+from server.http.pictures import Picture, picture_response, pictures_response
+from server.http.seeds import given_or_drawn
+from server.http.sizes import Side
 from server.idempotency import Answers
 from server.metrics import stage_seconds
 from server.reuse import picture_key
@@ -45,12 +42,7 @@ MIN_SEQUENCE_LENGTH: Final = 16
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 ANY_IMAGE: Final[dict[str, ImageFormat]] = {**IMAGE_TYPES, "image/*": "png"}
 JSON_TYPES: Final = ("application/json", "application/*", "*/*")
-SIDE_RULE: Final = f"a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} (pixels)"
 CACHED_FOR_S: Final = 3600  # then the tag is asked for again, which costs no picture unless the model changed
-
-Side = Annotated[
-    int | None, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE, description=SIDE_RULE)
-]
 
 
 class GenerateBody(RequestBody):
@@ -135,6 +127,16 @@ EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
+DESCRIBED: Final = described(
+    "malformed_header",
+    "idempotency_key_reused",
+    *BODY_ERRORS,
+    *ENGINE_ERRORS,
+    ok={media_type: {} for media_type in (*IMAGE_TYPES, "application/json")},
+    ok_text="The picture, or JSON with base64",
+)
+
+
 def native_router(engine: Engine, answers: Answers) -> APIRouter:
     """Return the routes under `/v1/generate`."""
     router = APIRouter(route_class=route_class(render_error), tags=["native"])
@@ -142,7 +144,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
     @router.post(
         "/v1/generate",
         summary="Make pictures",
-        responses=_responses(),
+        responses=DESCRIBED,
         openapi_extra=json_schema(GenerateBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
     )
     async def post_generate(http: Request) -> Response:
@@ -164,12 +166,12 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
         form = request.image_format if raw else "json"
         once = Once(answers, body, form=form)
         result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
-        return _raw(result.images[0]) if raw else _json(result)
+        return picture_response(result.images[0]) if raw else _json(result)
 
     @router.get(
         "/v1/generate",
         summary="One picture by its address",
-        responses=_responses(),
+        responses=DESCRIBED,
         openapi_extra=_query_parameters(),
     )
     async def get_generate(http: Request) -> Response:
@@ -189,7 +191,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
         if headers and _is_known(http, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         result = await generate(engine, http, request, seeded=body.seed is not None)
-        return _raw(result.images[0], headers)
+        return picture_response(result.images[0], headers)
 
     return router
 
@@ -208,7 +210,7 @@ def _to_request(
         )
     if not isinstance(steps, int):
         steps = engine.steps_for_auto() if steps == "auto" else min(model.default_steps, model.max_steps)
-    seed = secrets.randbelow(DRAWN_SEED_LIMIT) if body.seed is None else body.seed
+    seed = given_or_drawn(body.seed)
     if seed + body.num_images - 1 > MAX_SEED:
         raise InvalidRequest(
             f"seed is {seed} for {body.num_images} images; allowed: seeds up to {MAX_SEED}", field="seed"
@@ -229,12 +231,6 @@ def _to_request(
         embed_prompt=body.embed_prompt,
         priority=None if body.priority is None else Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
-    )
-
-
-def _raw(image: Image, headers: dict[str, str] | None = None) -> Response:
-    return Response(
-        image.data, media_type=image.content_type, headers={"X-Seed": str(image.seed)} | (headers or {})
     )
 
 
@@ -282,31 +278,6 @@ def _is_known(http: Request, tag: str) -> bool:
     sent = http.headers.get("if-none-match", "").split(",")
     known = [each.strip().removeprefix("W/") for each in sent]
     return tag.removeprefix("W/") in known or "*" in known
-
-
-def _responses() -> dict[int | str, dict[str, Any]]:
-    texts = {
-        400: "The body is not JSON, or a header is malformed",
-        401: "The API key is missing or wrong",
-        403: "The API key may not ask for this priority",
-        413: "The body is too large",
-        415: "The body is of another type",
-    }
-    texts |= {
-        422: "A field is wrong",
-        429: "Overloaded, or over a limit of the API key: come back after Retry-After",
-    }
-    texts |= {
-        500: "The model failed",
-        503: "Not ready: come back after Retry-After",
-        504: "The deadline passed",
-    }
-    content: dict[str, Any] = {media_type: {} for media_type in (*IMAGE_TYPES, "application/json")}
-    answers: dict[int | str, dict[str, Any]] = {
-        200: {"description": "The picture, or JSON with base64", "content": content}
-    }
-    answers.update((status, {"description": text}) for status, text in texts.items())
-    return answers
 
 
 def _query_parameters() -> dict[str, Any]:

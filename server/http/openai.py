@@ -1,11 +1,11 @@
 """The OpenAI Images API under `/v1`, as the official clients speak it.
 
 Lenient where those clients and the interfaces built on them are: unknown fields and model names are
-accepted, `auto` is a value everywhere, and steps beyond the model's limit are clamped.
+accepted, `auto` is a value everywhere, and steps beyond the model's limit are clamped, unless settings say
+otherwise.
 """
 
 import re
-import secrets
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -13,9 +13,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, ConfigDict, Field
 
 from server.engine import Engine
-from server.errors import InvalidRequest, NotFound
+from server.errors import InvalidRequest, NotFound, ServerError
 from server.generation import (
-    DRAWN_SEED_LIMIT,
     MAX_GUIDANCE_SCALE,
     MAX_PROMPT_CHARS,
     MAX_SEED,
@@ -27,19 +26,24 @@ from server.generation import (
     GenerationResult,
     Image,
     ImageFormat,
+    ModelInfo,
 )
+from server.http import errors
 from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
-from server.http.errors import STATUS, render_error, route_class
+from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
+from server.http.errors import STATUS, route_class
 from server.http.exchange import exchange_of
 from server.http.idempotency import KEY_PARAMETER, Once
+from server.http.leniency import Leniency, names_of
 from server.http.native import MIN_SEQUENCE_LENGTH
 from server.http.pictures import Picture, pictures_response
+from server.http.seeds import given_or_drawn
 from server.idempotency import Answers
 
 MAX_N: Final = 10
-MODEL_IDS: Final = ("flux-schnell", "black-forest-labs/FLUX.1-schnell")
+URL_MODELS: Final = ("dall-e-2", "dall-e-3")  # who asks for these reads addresses unless it says otherwise
 SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 SIZE_RULE: Final = (
     f'"auto" or "WIDTHxHEIGHT", each a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE}'
@@ -63,6 +67,7 @@ class ImagesBody(RequestBody):
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
+    model: Annotated[str | None, Field(description="a name; any, unless the server checks names")] = None
     prompt: Annotated[
         Text, Field(max_length=MAX_PROMPT_CHARS, description=f"text of at most {MAX_PROMPT_CHARS} characters")
     ]
@@ -115,41 +120,47 @@ EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-def openai_router(engine: Engine, answers: Answers) -> APIRouter:
+def openai_router(engine: Engine, answers: Answers, leniency: Leniency) -> APIRouter:
     """Return the routes of the OpenAI dialect."""
-
-    def render(request: Request, error: Any) -> Response:  # noqa: ANN401 - a ServerError
-        return render_error(request, error, statuses=STATUSES)
-
-    router = APIRouter(route_class=route_class(render), tags=["OpenAI"])
+    router = APIRouter(route_class=route_class(render_error), tags=["OpenAI"])
 
     @router.post(
         "/v1/images/generations",
+        summary="Make pictures",
+        responses=described(
+            "malformed_header",
+            "idempotency_key_reused",
+            "not_found",
+            *BODY_ERRORS,
+            *ENGINE_ERRORS,
+            statuses=STATUSES,
+        ),
         openapi_extra=json_schema(ImagesBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
     )
     async def images_generate(http: Request) -> Response:
         body = await read_json(http, ImagesBody)
-        request = _to_request(body, engine, id=exchange_of(http).request_id)
+        leniency.check_model(body.model, engine.model, http, field="model")
+        request = to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
         once = Once(answers, body, form="json")
         result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
-        return pictures_response(_answer(body, request, result))
+        return to_response(body, request, result)
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", summary="The names of the model", responses=described("not_ready"))
     async def list_models() -> Response:
-        return _json({"object": "list", "data": [_model(name) for name in _names(engine)]})
+        return _json({"object": "list", "data": [_model(name) for name in names_of(engine.model)]})
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", summary="The model", responses=described("not_found", "not_ready"))
     async def retrieve_model(name: str) -> Response:
-        if name not in _names(engine):
-            known = ", ".join(_names(engine))
+        if name not in names_of(engine.model):
+            known = ", ".join(names_of(engine.model))
             raise NotFound(f"there is no model {name[:100]!a}; there are: {known}", field="model")
         return _json(_model(name))
 
     return router
 
 
-def _to_request(body: ImagesBody, engine: Engine, *, id: str) -> GenerationRequest:
-    model = engine.model
+def to_request(body: ImagesBody, model: ModelInfo, leniency: Leniency, *, id: str) -> GenerationRequest:
+    """Fill in the model's defaults; raises `InvalidRequest`."""
     width, height = _size(body, default=(model.default_width, model.default_height))
     guidance = body.guidance_scale if model.guidance_embed else body.true_cfg_scale
     return GenerationRequest(
@@ -158,9 +169,9 @@ def _to_request(body: ImagesBody, engine: Engine, *, id: str) -> GenerationReque
         negative_prompt=body.negative_prompt or "",
         width=width,
         height=height,
-        steps=min(body.num_inference_steps or model.default_steps, model.max_steps),
+        steps=leniency.steps(body.num_inference_steps, model, field="num_inference_steps"),
         guidance_scale=min(guidance or 0.0, MAX_GUIDANCE_SCALE),
-        seed=secrets.randbelow(DRAWN_SEED_LIMIT) if body.seed is None else body.seed,
+        seed=given_or_drawn(body.seed),
         num_images=body.n or 1,
         max_sequence_length=body.max_sequence_length or model.default_sequence_length,
         image_format=body.output_format or "png",
@@ -194,24 +205,29 @@ def _check_side(side: int, *, shown: str, field: str) -> None:
         raise InvalidRequest(f"{shown[:60]}; allowed: {SIZE_RULE}", field=field)
 
 
-def _answer(body: ImagesBody, request: GenerationRequest, result: GenerationResult) -> dict[str, Any]:
-    return {
-        "created": result.created,
-        "data": [_datum(body, image) for image in result.images],
-        "background": "opaque",
-        "output_format": request.image_format,
-        "size": f"{request.width}x{request.height}",
-    }
+def to_response(body: ImagesBody, request: GenerationRequest, result: GenerationResult) -> Response:
+    """Answer with base64, or with `data:` addresses where `url` was asked for."""
+    return pictures_response(
+        {
+            "created": result.created,
+            "data": [_datum(body, image) for image in result.images],
+            "background": "opaque",
+            "output_format": request.image_format,
+            "size": f"{request.width}x{request.height}",
+        }
+    )
+
+
+def render_error(request: Request, error: ServerError) -> Response:
+    """Answer a failure as this API does: a wrong value is a bad request there."""
+    return errors.render_error(request, error, statuses=STATUSES)
 
 
 def _datum(body: ImagesBody, image: Image) -> dict[str, Any]:
-    if body.response_format == "url":
+    default = "url" if body.model in URL_MODELS else "b64_json"
+    if (body.response_format or default) == "url":
         return {"url": Picture(image.data, prefix=f"data:{image.content_type};base64,"), "seed": image.seed}
     return {"b64_json": Picture(image.data), "seed": image.seed}
-
-
-def _names(engine: Engine) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*MODEL_IDS, engine.model.name)))
 
 
 def _model(name: str) -> dict[str, Any]:

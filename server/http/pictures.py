@@ -1,4 +1,6 @@
-"""JSON answers that carry pictures as base64, written in pieces so that other requests are served meanwhile.
+"""Answers that are a picture, and JSON answers that carry pictures as base64.
+
+The latter are written in pieces so that other requests are served meanwhile.
 
 Encoding holds the interpreter's lock, in a thread too: eight pictures of 1536x1536 stopped the whole front
 end for 180 to 550 ms, where a piece takes 1 ms. The largest answer is also never in memory as a whole.
@@ -6,12 +8,14 @@ end for 180 to 550 ms, where a piece takes 1 ms. The largest answer is also neve
 
 import asyncio
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import msgspec
 from fastapi import Response
 from fastapi.responses import StreamingResponse
+
+from server.generation import Image
 
 PIECE_BYTES: Final = 3 << 18  # a multiple of 3, so that the base64 of the pieces joins
 HOLE: Final = b"\0"  # cannot occur in JSON from msgspec, which escapes it
@@ -28,6 +32,13 @@ class Picture:
 
     def length(self) -> int:
         return len(self.prefix) + 4 * -(-len(self.data) // 3)
+
+
+def picture_response(image: Image, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with the file itself; its seed is in a header."""
+    return Response(
+        image.data, media_type=image.content_type, headers={"X-Seed": str(image.seed)} | dict(headers or {})
+    )
 
 
 def pictures_response(content: object) -> Response:

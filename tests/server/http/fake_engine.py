@@ -5,21 +5,23 @@ What it does is asked for in the prompt: the name of an error of `FAILURES` rais
 """
 
 import asyncio
+import dataclasses
 import io
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import Edge, assemble
+from server.app import Edge, assemble, leniencies
 from server.engine import Engine
 from server.errors import (
+    Cancelled,
     DeadlineExceeded,
     GenerationFailed,
     NotReady,
@@ -42,6 +44,8 @@ from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.reuse import Reuse
+from server.roster import Progress
+from server.settings import Settings
 from server.stats import EngineStats, QueueStats, ServerState, WorkerStats
 from server.supervisor import State
 
@@ -101,6 +105,8 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
+    waiting_for_model: int = 0
+    held: dict[str, asyncio.Future[None]] = field(default_factory=dict)
     released: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -114,6 +120,11 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return STATS
 
+    async def wait_ready(self) -> None:
+        self.waiting_for_model += 1
+        while not self.ready:
+            await asyncio.sleep(0.005)
+
     def steps_for_auto(self) -> int:
         return min(self.auto_steps, self.model.max_steps)
 
@@ -125,8 +136,9 @@ class FakeEngine:
         if error := FAILURES.get(request.prompt):
             raise error
         if request.prompt == "wait":
+            self.held[request.id] = asyncio.get_running_loop().create_future()
             try:
-                await asyncio.Event().wait()
+                await self.held[request.id]
             finally:
                 self.cancelled.append(request)
         cached, joined = self.found
@@ -142,6 +154,16 @@ class FakeEngine:
             forecast=None if cached == request.num_images else FORECAST,
             device_s=self.device_s,
         )
+
+    async def cancel(self, request_id: str, *, key: str = "") -> None:
+        if held := self.held.get(request_id):
+            held.set_exception(Cancelled("the request was cancelled"))
+
+    def progress(self, request_id: str) -> Progress:
+        """Pictures that `wait` are all half way."""
+        (request,) = (each for each in self.requests if each.id == request_id)
+        steps = request.num_images * request.steps
+        return Progress(pictures=request.num_images, steps_done=steps // 2, steps=steps)
 
     def last(self) -> GenerationRequest:
         """Return the newest request without its id, which is new every time."""
@@ -164,9 +186,10 @@ def picture(image: ImageRequest) -> Image:
 
 
 @contextmanager
-def serving(engine: FakeEngine, edge: Edge | None = None) -> Iterator[str]:
+def serving(engine: FakeEngine, edge: Edge | None = None, **settings: Any) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
     metrics = Metrics()
+    edge = dataclasses.replace(edge or Edge(), leniency=leniencies(Settings(**settings)))
     app = assemble(cast(Engine, engine), metrics, Answers(1 << 20, metrics=metrics), edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)

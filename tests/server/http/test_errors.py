@@ -80,7 +80,7 @@ def test_a_fault_of_the_server_is_told_to_the_log_and_not_to_the_client(url: str
     ("method", "path", "status", "allow"),
     [
         ("GET", "/nothing", 404, None),
-        ("GET", "/", 404, None),
+        ("DELETE", "/", 405, "GET, HEAD"),
         ("GET", "/livez//", 404, None),
         ("GET", "/v1/generate/", 404, None),
         ("GET", "/livez/../readyz%00", 404, None),

@@ -9,11 +9,11 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.http.native import native_router
-from server.http.openai import openai_router
+from server.app import dialect_routers, leniencies
 from server.http.ops import ops_router, probes_router
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.settings import Settings
 from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 
 
@@ -92,28 +92,32 @@ def test_every_route_is_described_and_every_example_works(client: httpx.Client, 
     metrics = Metrics()
     answers = Answers(0, metrics=metrics)
     routers = (
-        native_router(engine, answers),  # type: ignore[arg-type]
-        openai_router(engine, answers),  # type: ignore[arg-type]
+        *dialect_routers(engine, answers, leniencies(Settings())),  # type: ignore[arg-type]
         probes_router(engine, metrics),  # type: ignore[arg-type]
         ops_router(metrics, FastAPI()),
     )
     served = {
-        (route.path, method.lower())
+        (route.path.replace(":path", ""), method.lower())
         for router in routers
         for route in router.routes
-        if isinstance(route, APIRoute)
+        if isinstance(route, APIRoute) and route.include_in_schema
         for method in route.methods
-        if route.include_in_schema
     }
-    described = {(path, method) for path, methods in api["paths"].items() for method in methods}
-    assert described == {(path.replace(":path", ""), method) for path, method in served}
-    posts = [(path, each["post"]) for path, each in api["paths"].items() if "post" in each]
-    assert len(posts) == 2
-    for path, operation in posts:
-        body = operation["requestBody"]["content"]["application/json"]
-        assert set(body["example"]) - {"model"} <= set(body["schema"]["properties"])
-        assert client.post(path, json=body["example"]).status_code == 200
-        assert all(field.get("description") for field in body["schema"]["properties"].values())
+    operations = {
+        (path, method): each for path, methods in api["paths"].items() for method, each in methods.items()
+    }
+    assert set(operations) == served
+    for (path, method), operation in operations.items():
+        assert operation["summary"], path
+        if body := operation.get("requestBody"):
+            content = body["content"]["application/json"]
+            assert set(content["example"]) <= set(content["schema"]["properties"])
+            address = re.sub(r"\{\w+\}", "example-id", path)
+            assert client.request(method, address, json=content["example"]).is_success, path
+            objects = [api["components"]["schemas"].get(name, {}) for name in ("Input", "Parameters")]
+            for schema in (content["schema"], *objects):
+                for name, field in schema.get("properties", {}).items():
+                    assert field.get("description"), (path, name)
 
 
 def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:

@@ -1,0 +1,249 @@
+"""The HTTP API of a Cog container at the root, as coglet 0.23.1 answers: predictions, health, an index.
+
+A prediction is known by its id while it runs, to the caller who started it: putting it again tells its
+state, cancelling ends it, and a client that leaves takes its prediction along. A model that fails is an
+answer with status 200, as it is there.
+"""
+
+import platform
+import re
+import secrets
+import time
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from pydantic import ConfigDict, Field, model_validator
+
+from server import __version__
+from server.engine import Engine
+from server.errors import (
+    Cancelled,
+    GenerationFailed,
+    InvalidRequest,
+    MalformedBody,
+    NotAcceptable,
+    NotReady,
+    ServerError,
+    UnsupportedMediaType,
+)
+from server.generation import GenerationRequest, GenerationResult
+from server.http.accept import accepted_types
+from server.http.body import NOT_YET, RequestBody, json_schema, read_json, shown
+from server.http.calls import generate
+from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
+from server.http.errors import STATUS, error_response, message_of, route_class
+from server.http.exchange import exchange_of, key_of
+from server.http.leniency import Leniency
+from server.http.pictures import pictures_response
+from server.http.predictions import INPUT_EXAMPLE, OUTPUT_SCHEMA, Input, logs_of, output_of, to_request
+from server.http.running import Call, Running, caller_of
+
+COG_VERSION: Final = "0.23.1"  # whose answers these are
+PREDICTION_ID: Final = re.compile(r"[^\x00-\x1f\x7f/]{1,128}")
+ASYNC: Final = "respond-async"
+ID_RULE: Final = "text of 1 to 128 characters, without slashes and control characters"
+STATUSES: Final = {
+    **STATUS,
+    "overloaded": 409,
+    "generation_failed": 200,
+    "out_of_memory": 200,
+    "cancelled": 200,
+}
+INDEX: Final = {
+    "cog_version": COG_VERSION,
+    "docs_url": "/docs",
+    "openapi_url": "/openapi.json",
+    "healthcheck_url": "/health-check",
+    "predictions_url": "/predictions",
+    "predictions_idempotent_url": "/predictions/{prediction_id}",
+    "predictions_cancel_url": "/predictions/{prediction_id}/cancel",
+}
+RESPONSE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "status"],
+    "properties": {
+        "id": {"type": "string", "description": "of the prediction"},
+        "status": {
+            "enum": ["starting", "processing", "succeeded", "failed", "canceled"],
+            "description": "now",
+        },
+        "input": {"type": "object", "description": "what was sent, while it runs"},
+        "output": {"$ref": "#/components/schemas/Output"},
+        "error": {"type": "string", "description": "why it failed"},
+        "logs": {"type": "string", "description": "the seed"},
+        "metrics": {"type": "object", "description": "seconds"},
+    },
+    "$defs": {"Output": OUTPUT_SCHEMA},
+}
+
+
+class PredictionBody(RequestBody):
+    """`POST /predictions`; what is not listed is accepted and ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    input: Annotated[Input, Field(description="an object with the input of the model")]
+    id: Annotated[str | None, Field(description=ID_RULE, pattern=PREDICTION_ID.pattern)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_input_is_an_empty_one(cls, body: object) -> object:
+        if isinstance(body, dict) and body.get("input") is None:
+            return {**body, "input": {}}
+        return body
+
+
+EXAMPLE: Final[dict[str, Any]] = {"input": INPUT_EXAMPLE}
+
+
+def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
+    """Return the routes of a Cog container."""
+    router = APIRouter(route_class=route_class(render_error), tags=["Cog"])
+    running = Running()
+    answers = described(
+        *BODY_ERRORS,
+        *ENGINE_ERRORS,
+        "not_acceptable",
+        ok={"application/json": {"schema": RESPONSE_SCHEMA}},
+        ok_text="The prediction, also one that failed or was cancelled",
+        statuses=STATUSES,
+        content={"application/json": {}, "text/plain": {}},
+    )
+    answers[202] = {"description": "It runs already", "content": answers[200]["content"]}
+
+    @router.head("/", include_in_schema=False)
+    @router.get("/", summary="Where things are", responses=described())
+    async def index(http: Request) -> Response:
+        if "text/html" in accepted_types(http.headers.get("accept", "")):
+            return RedirectResponse("docs", 303)
+        return _json(INDEX)
+
+    @router.get("/health-check", summary="How the model is", responses=described())
+    async def health_check() -> Response:
+        return _json(_health(engine))
+
+    @router.post(
+        "/predictions",
+        summary="Make pictures",
+        responses=answers,
+        openapi_extra=json_schema(PredictionBody, EXAMPLE),
+    )
+    async def predict(http: Request) -> Response:
+        body = await read_json(http, PredictionBody)
+        return await answer(http, body, body.id or f"pred_{secrets.token_hex(8)}")
+
+    @router.put(
+        "/predictions/{prediction_id}",
+        summary="Make pictures, or tell the state of a prediction that runs",
+        responses=answers,
+        openapi_extra=json_schema(PredictionBody, EXAMPLE),
+    )
+    async def predict_once(http: Request, prediction_id: str) -> Response:
+        body = await read_json(http, PredictionBody)
+        if not PREDICTION_ID.fullmatch(prediction_id):
+            raise InvalidRequest(f"id is {shown(prediction_id)}; allowed: {ID_RULE}", field="id")
+        if body.id not in (None, prediction_id):
+            raise InvalidRequest(
+                f"id is {shown(body.id)}; allowed: the id in the address, or none", field="id"
+            )
+        return await answer(http, body, prediction_id)
+
+    @router.post(
+        "/predictions/{prediction_id}/cancel", summary="End a prediction", responses=described("not_found")
+    )
+    async def cancel(http: Request, prediction_id: str) -> Response:
+        call = running.find(caller_of(http), prediction_id)
+        if call is None:
+            return Response(b"{}", 404, media_type="application/json")
+        await engine.cancel(call.request.id, key=key_of(http))
+        return _json({})
+
+    async def answer(http: Request, body: PredictionBody, name: str) -> Response:
+        if http.headers.get("prefer") == ASYNC:
+            raise InvalidRequest(f"Prefer is {ASYNC}, {NOT_YET}", field="prefer")
+        if "text/event-stream" in accepted_types(http.headers.get("accept", "")):
+            raise NotAcceptable("there is no stream of a prediction; allowed: Accept: application/json")
+        caller = caller_of(http)
+        if call := running.find(caller, name):
+            assert isinstance(call.body, PredictionBody), "nothing else runs here"
+            sent = call.body.input.model_dump(exclude_unset=True)
+            return _json(_state(name, call) | {"input": sent}, 202)
+        request = to_request(body.input, engine.model, leniency, id=exchange_of(http).request_id)
+        with running.call(caller, name, request, body, now=time.monotonic()) as call:
+            try:
+                result = await generate(engine, http, call.request, seeded=bool(body.input.seed))
+            except (GenerationFailed, Cancelled) as error:
+                return _ended_response(http, name, call, error, now=time.monotonic())
+        return to_response(name, request, result)
+
+    return router
+
+
+def to_response(name: str, request: GenerationRequest, result: GenerationResult) -> Response:
+    """Answer a prediction that succeeded, with its pictures as `data:` addresses."""
+    return pictures_response(
+        {
+            "id": name,
+            "output": output_of(result),
+            "logs": logs_of(request),
+            "metrics": {"predict_time": result.timings.total_s - result.timings.queue_s},
+            "status": "succeeded",
+        }
+    )
+
+
+def render_error(request: Request, error: ServerError) -> Response:
+    """Answer what no prediction came of: plain text, a list of fields, or `{error, status}`."""
+    message = message_of(error)
+    match error:
+        case MalformedBody() | UnsupportedMediaType():
+            body = message.encode()
+            return error_response(request, error, body, statuses=STATUSES, media_type="text/plain")
+        case NotAcceptable():
+            content: object = {"error": message}
+        case InvalidRequest():
+            content = {"detail": [_detail(error, message)]}
+        case _:
+            content = {"error": message, "status": "failed"}
+    return error_response(request, error, msgspec.json.encode(content), statuses=STATUSES)
+
+
+def _detail(error: InvalidRequest, message: str) -> dict[str, Any]:
+    path = error.field.split(".") if error.field else []
+    return {
+        "loc": ["body", *(["input", "__root__"] if path == ["input"] else path)],
+        "msg": message,
+        "type": "value_error.missing" if error.missing else "value_error",
+    }
+
+
+def _state(name: str, call: Call) -> dict[str, Any]:
+    return {"id": name, "logs": logs_of(call.request), "metrics": {}, "status": "processing"}
+
+
+def _ended_response(http: Request, name: str, call: Call, error: ServerError, *, now: float) -> Response:
+    """Answer a prediction that was accepted and then failed or was cancelled."""
+    content = _state(name, call) | {"metrics": {"predict_time": now - call.began_s}, "status": "canceled"}
+    if not isinstance(error, Cancelled):
+        content |= {"error": message_of(error), "status": "failed"}
+    return error_response(http, error, msgspec.json.encode(content), statuses=STATUSES)
+
+
+def _health(engine: Engine) -> dict[str, Any]:
+    """Return whether predictions are welcome; the answer is 200 whatever it says."""
+    try:
+        loaded = bool(engine.model)
+    except NotReady:
+        loaded = False
+    status = "READY" if engine.ready else "UNHEALTHY"
+    return {
+        "status": status if loaded else "STARTING",
+        "setup": {"status": "succeeded" if loaded else "starting"},
+        "version": {"schnell-server": __version__, "python": platform.python_version()},
+    }
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")

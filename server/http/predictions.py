@@ -1,0 +1,142 @@
+"""What a prediction of black-forest-labs/flux-schnell takes and gives, wherever that model is served by Cog.
+
+The names, defaults and sizes are the published ones; only the limit of steps is the served model's own.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field
+
+from server.generation import (
+    MAX_PROMPT_CHARS,
+    MAX_SEED,
+    GenerationRequest,
+    GenerationResult,
+    ImageFormat,
+    ModelInfo,
+)
+from server.http.body import RequestBody, Text
+from server.http.leniency import Leniency
+from server.http.pictures import Picture
+from server.http.seeds import given_or_drawn
+from server.http.sizes import size_of
+
+MAX_OUTPUTS: Final = 4
+FORMATS: Final[dict[str, ImageFormat]] = {"webp": "webp", "jpg": "jpeg", "png": "png"}
+RATIOS: Final = "1:1, 16:9, 21:9, 3:2, 2:3, 4:5, 5:4, 3:4, 4:3, 9:16 or 9:21"
+
+AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21"]
+Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
+
+
+def _order(place: int) -> dict[str, Any]:
+    """The place of a field in forms that are made from the schema."""
+    return {"x-order": place}
+
+
+class Input(RequestBody):
+    """The input of a prediction; what is not listed is accepted and ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: Annotated[
+        Text,
+        Field(
+            max_length=MAX_PROMPT_CHARS,
+            description=f"text of at most {MAX_PROMPT_CHARS} characters",
+            json_schema_extra=_order(0),
+        ),
+    ]
+    aspect_ratio: Annotated[AspectRatio, Field(description=RATIOS, json_schema_extra=_order(1))] = "1:1"
+    num_outputs: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MAX_OUTPUTS,
+            description=f"a whole number from 1 to {MAX_OUTPUTS}",
+            json_schema_extra=_order(2),
+        ),
+    ] = 1
+    num_inference_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="a whole number of steps from 1 to the model's limit",
+            json_schema_extra=_order(3),
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_SEED - MAX_OUTPUTS,
+            description="a whole number; 0 or nothing has one drawn",
+            json_schema_extra=_order(4),
+        ),
+    ] = None
+    output_format: Annotated[
+        Literal["webp", "jpg", "png"],
+        Field(description='"webp", "jpg" or "png"', json_schema_extra=_order(5)),
+    ] = "webp"
+    output_quality: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="a whole number from 0 to 100, for jpg and webp",
+            json_schema_extra=_order(6),
+        ),
+    ] = 80
+    disable_safety_checker: Annotated[
+        bool,
+        Field(description="true or false; accepted and ignored", json_schema_extra=_order(7)),
+    ] = False
+    go_fast: Annotated[
+        bool, Field(description="true or false; accepted and ignored", json_schema_extra=_order(8))
+    ] = True
+    megapixels: Annotated[
+        Literal["1", "0.25"], Field(description='"1" or "0.25"', json_schema_extra=_order(9))
+    ] = "1"
+
+
+INPUT_EXAMPLE: Final[dict[str, Any]] = {
+    "prompt": "a red circle",
+    "megapixels": "0.25",
+    "num_inference_steps": 4,
+    "seed": 42,
+}
+OUTPUT_SCHEMA: Final[dict[str, Any]] = {
+    "title": "Output",
+    "type": "array",
+    "items": {"type": "string", "format": "uri"},
+}
+
+
+def to_request(
+    sent: Input, model: ModelInfo, leniency: Leniency, *, id: str, field: str = "input"
+) -> GenerationRequest:
+    """Fill in the model's defaults; raises `InvalidRequest` for what is within `field`."""
+    width, height = size_of(sent.aspect_ratio, sent.megapixels)
+    return GenerationRequest(
+        id=id,
+        prompt=sent.prompt,
+        width=width,
+        height=height,
+        steps=leniency.steps(sent.num_inference_steps, model, field=f"{field}.num_inference_steps"),
+        seed=given_or_drawn(sent.seed or None),
+        num_images=sent.num_outputs,
+        max_sequence_length=model.default_sequence_length,
+        image_format=FORMATS[sent.output_format],
+        quality=max(1, sent.output_quality),
+    )
+
+
+def output_of(result: GenerationResult) -> list[Picture]:
+    """Return the pictures as `data:` addresses."""
+    return [Picture(image.data, prefix=f"data:{image.content_type};base64,") for image in result.images]
+
+
+def logs_of(request: GenerationRequest) -> str:
+    """Return what the published model writes: clients read the seed from it."""
+    return f"Using seed: {request.seed}\n"

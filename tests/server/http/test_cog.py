@@ -1,0 +1,163 @@
+"""The Cog dialect: our answers beside those that the real server gave, and what is ours to decide."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.http.cog_reference.exchanges import (
+    ALONE,
+    ANSWERS,
+    LOADING,
+    WAIT,
+    Asked,
+    ask,
+    ask_while_it_runs,
+)
+from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+
+REFERENCE: dict[str, Any] = json.loads(ANSWERS.read_text())
+HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
+
+
+def expected(name: str) -> dict[str, Any]:
+    """What the real server answered, with what we do in another way on purpose."""
+    answer = json.loads(json.dumps(REFERENCE[name]))
+    match name:
+        case "index":
+            del answer["body"]["shutdown_url"]  # nobody but its operator ends this server
+        case "health" | "loading: health":
+            for key in ("started_at", "completed_at", "logs"):  # of workers, which come and go
+                answer["body"]["setup"].pop(key, None)
+        case "megapixels is a number":
+            del answer["body"]["detail"][1:]  # one finding at a time
+        case "poll":
+            answer |= {"type": "application/json"}  # of every path alike
+    return answer
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_answers_are_those_of_the_real_server(client: httpx.Client, name: str) -> None:
+    answer = ask(client, ALONE[name])
+    if name == "poll":
+        answer["body"] = "<text>"
+    assert answer == expected(name)
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_so_are_those_before_the_model_is_loaded(name: str) -> None:
+    with serving(FakeEngine(model_info=None, ready=False)) as url, httpx.Client(base_url=url) as client:
+        assert ask(client, LOADING[name]) == expected(name)
+
+
+def test_so_are_those_while_a_prediction_runs(client: httpx.Client) -> None:
+    answers = ask_while_it_runs(client)
+    assert answers == {name: expected(name) for name in answers}
+
+
+def test_every_exchange_was_recorded() -> None:
+    recorded = {name for name in REFERENCE if not name.startswith("running: ")}
+    assert recorded == set(ALONE) | set(LOADING)
+
+
+@pytest.mark.parametrize(
+    ("sent", "field", "value"),
+    [
+        ({}, "image_format", "webp"),
+        ({}, "quality", 80),
+        ({}, "steps", 4),
+        ({"output_quality": 0}, "quality", 1),
+        ({"output_format": "jpg"}, "image_format", "jpeg"),
+        ({"num_outputs": 3}, "num_images", 3),
+        ({"num_inference_steps": 1}, "steps", 1),
+        ({"seed": 9}, "seed", 9),
+        ({"aspect_ratio": "9:21"}, "height", 1536),
+        ({"aspect_ratio": "9:21", "megapixels": "0.25"}, "width", 320),
+        ({}, "width", 1024),
+    ],
+    ids=str,
+)
+def test_input_reaches_the_engine(
+    client: httpx.Client, engine: FakeEngine, sent: dict[str, Any], field: str, value: object
+) -> None:
+    client.post("/predictions", json={"input": {"prompt": "a"} | sent})
+    assert getattr(engine.last(), field) == value
+
+
+def test_no_seed_and_seed_0_are_drawn(client: httpx.Client, engine: FakeEngine) -> None:
+    for seed in (None, 0):
+        client.post("/predictions", json={"input": {"prompt": "a", "seed": seed, "megapixels": "0.25"}})
+        assert engine.last().seed > 0
+
+
+def test_steps_beyond_the_model_are_refused_unless_they_are_clamped() -> None:
+    engine = FakeEngine()
+    sent = {"input": {"prompt": "a", "num_inference_steps": 28, "megapixels": "0.25"}}
+    with serving(engine) as url:
+        refused = httpx.post(f"{url}/predictions", json=sent)
+        assert refused.status_code == 422
+        (detail,) = refused.json()["detail"]
+        assert detail["loc"] == ["body", "input", "num_inference_steps"]
+        assert detail["msg"] == "input.num_inference_steps is 28; allowed: a whole number from 1 to 12"
+    with serving(engine, clamp_steps="cog") as url:
+        assert httpx.post(f"{url}/predictions", json=sent).status_code == 200
+    assert engine.last().steps == 12
+
+
+def test_a_client_that_leaves_takes_its_prediction_along() -> None:
+    engine = FakeEngine()
+    with serving(engine) as url, httpx.Client(base_url=url) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.request(WAIT.method, WAIT.path, json=WAIT.body, timeout=0.3)
+        wait_until(lambda: bool(engine.cancelled))
+        assert ask(client, Asked("POST", "/predictions/running/cancel"))["status"] == 404
+
+
+def test_nobody_sees_or_ends_the_prediction_of_another() -> None:
+    engine = FakeEngine()
+    cancel = Asked("POST", "/predictions/running/cancel")
+    with (
+        serving(engine) as url,
+        httpx.Client(base_url=url, headers={"Authorization": "Bearer one"}) as one,
+        httpx.Client(base_url=url, headers={"Authorization": "Bearer two"}) as two,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        running = thread.submit(ask, one, WAIT)
+        wait_until(lambda: bool(engine.held))
+        assert ask(two, cancel)["status"] == 404
+        assert not running.done()
+        assert ask(one, cancel)["status"] == 200
+        assert running.result()["body"]["status"] == "canceled"
+
+
+def test_what_is_not_waited_for_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/predictions", json={"input": {"prompt": "a"}}, headers={"Prefer": "respond-async"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["msg"].startswith("Prefer is respond-async, not supported by this")
+
+
+def test_the_index_is_for_programs_and_people_are_sent_to_the_documentation(client: httpx.Client) -> None:
+    assert client.get("/").json()["predictions_url"] == "/predictions"
+    page = client.get("/", headers={"Accept": HTML})
+    assert (page.status_code, page.headers["location"]) == (303, "docs")
+
+
+def test_the_schema_of_input_and_output_is_where_readers_look_for_it(client: httpx.Client) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    orders = [field["x-order"] for field in schemas["Input"]["properties"].values()]
+    assert orders == sorted(orders)
+    assert schemas["Input"]["required"] == ["prompt"]
+    assert schemas["Output"]["items"] == {"type": "string", "format": "uri"}
+
+
+def test_a_server_whose_worker_is_away_is_not_healthy() -> None:
+    with serving(FakeEngine(ready=False)) as url:
+        assert httpx.get(f"{url}/health-check").json()["status"] == "UNHEALTHY"
+
+
+@pytest.mark.parametrize("name", ["a%00b", "x" * 129, "a%0Ab"])
+def test_ids_are_short_and_harmless(client: httpx.Client, name: str) -> None:
+    answer = client.put(f"/predictions/{name}", json={"input": {"prompt": "a"}})
+    assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "id"])
