@@ -21,7 +21,6 @@ from PIL import Image as Pillow
 from server.app import Edge, assemble, leniencies
 from server.engine import Engine
 from server.errors import (
-    Cancelled,
     DeadlineExceeded,
     GenerationFailed,
     NotReady,
@@ -154,10 +153,6 @@ class FakeEngine:
             forecast=None if cached == request.num_images else FORECAST,
             device_s=self.device_s,
         )
-
-    async def cancel(self, request_id: str, *, key: str = "") -> None:
-        if held := self.held.get(request_id):
-            held.set_exception(Cancelled("the request was cancelled"))
 
     def progress(self, request_id: str) -> Progress:
         """Pictures that `wait` are all half way."""
