@@ -14,8 +14,10 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from server.costs import CostTable, StepKind
-from server.generation import Image, ImageRequest, ModelInfo, Timings
+from server.generation import Image, ImageRequest, Timings
 from server.protocol import (
     Cancel,
     Done,
@@ -30,6 +32,7 @@ from server.protocol import (
     Submit,
 )
 from server.worker.connection import Connection
+from tests.server.models import MODEL
 
 MEETING = threading.Barrier(4)
 COSTS = CostTable(decode_pixel_s=0.01 / 256**2)
@@ -109,20 +112,7 @@ def main() -> None:
         return
     if start.model == "stillborn":
         os._exit(1)
-    model = ModelInfo(
-        name="fake",
-        digest="d",
-        device=start.device,
-        dtype="float32",
-        numerics="exact",
-        quantize="none",
-        guidance_embed=False,
-        default_width=256,
-        default_height=256,
-        default_steps=4,
-        max_steps=12,
-        default_sequence_length=64,
-    )
+    model = msgspec.structs.replace(MODEL, device=start.device)
     connection.send(Ready(model=model, costs=COSTS))
     cancelled: set[str] = set()
     late: set[str] = set()

@@ -6,23 +6,10 @@ import pytest
 from server.admission import Admission, Admitted
 from server.costs import CostTable, StepKind
 from server.errors import Overloaded
-from server.generation import GenerationRequest, ImageRequest, ModelInfo, Priority
+from server.generation import GenerationRequest, ImageRequest, Priority
 from server.router import Load, choose
+from tests.server.models import MODEL
 
-MODEL = ModelInfo(
-    name="tiny",
-    digest="d",
-    device="cpu",
-    dtype="float32",
-    numerics="exact",
-    quantize="none",
-    guidance_embed=False,
-    default_width=256,
-    default_height=256,
-    default_steps=4,
-    max_steps=12,
-    default_sequence_length=256,
-)
 # A picture of 256x256 in four steps costs one second: 0.2 s a step and 0.2 s for its pixels.
 COSTS = CostTable(row_s=0.2 / (256 + 64), decode_pixel_s=0.2 / 256**2)
 

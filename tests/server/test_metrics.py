@@ -8,21 +8,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.costs import StepKind
 from server.errors import DeadlineExceeded, GenerationFailed, Overloaded, ServerError
-from server.generation import Forecast, GenerationResult, Image, ModelInfo, Priority, Timings
+from server.generation import Forecast, GenerationResult, Image, Priority, Timings
 from server.metrics import STAGES, CacheCounts, Metrics, stage_seconds
 from server.protocol import CacheReport, Stepped
+from tests.server.models import MODEL
 
 TIMINGS = Timings(
     queue_s=0.1, text_s=0.2, denoise_s=0.3, decode_s=0.4, encode_s=0.5, total_s=1.5, device_s=0.9
 )
 IMAGE = Image(data=b"", content_type="image/png", width=1, height=1, seed=1, timings=TIMINGS)
 RESULT = GenerationResult(id="r", model="m", steps=4, images=[IMAGE, IMAGE], timings=TIMINGS, created=1)
-MODEL = ModelInfo(
-    name="tiny", digest="0123456789abcdef0123", device="cpu", dtype="float32", numerics="exact",
-    quantize="none",
-    guidance_embed=False, default_width=256, default_height=256, default_steps=4, max_steps=12,
-    default_sequence_length=256,
-)  # fmt: skip
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -173,7 +168,7 @@ def test_gauges_and_the_model() -> None:
     assert [found["flux_waiting_images", priority] for priority in waiting] == [1, 5, 0]
     assert found["flux_workers_ready",] == 2
     assert found["flux_worker_restarts_total",] == 1
-    assert found["flux_model_info", "0123456789abcdef", "cpu", "exact", "float32", "none", "tiny"] == 1
+    assert found["flux_model_info", "cpu", "d1" * 8, "exact", "fake", "float32", "none"] == 1
 
 
 def test_two_servers_in_one_process_do_not_meet() -> None:

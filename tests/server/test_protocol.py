@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.costs import CostTable, StepKind
-from server.generation import GenerationRequest, Image, ModelInfo, Priority, Timings
+from server.generation import GenerationRequest, Image, Priority, Timings
 from server.protocol import (
     FRAME_HEADER,
     MAX_TO_WORKER_BYTES,
@@ -32,15 +32,11 @@ from server.protocol import (
     decode_to_worker,
     frame,
 )
+from tests.server.models import MODEL
 
 REQUEST = GenerationRequest(
     id="r", prompt="a 🐻", width=256, height=272, steps=4, seed=2**53 - 1, max_sequence_length=64
 )
-MODEL = ModelInfo(
-    name="n", digest="d", device="cpu", dtype="float32", numerics="exact",
-    quantize="none", guidance_embed=False,
-    default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1,
-)  # fmt: skip
 IMAGE = Image(data=b"\0\xff", content_type="image/png", width=1, height=2, seed=3, timings=Timings())
 TO_WORKER: list[ToWorker] = [
     Start(

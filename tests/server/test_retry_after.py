@@ -12,7 +12,8 @@ from server.batcher import Batcher, Entry, Step
 from server.costs import Costs, CostTable, StepKind
 from server.errors import Overloaded
 from server.generation import Priority
-from tests.server.test_admission import COSTS, MODEL, image
+from tests.server.models import MODEL
+from tests.server.test_admission import COSTS, image
 
 # A third of a small picture's step is paid whatever its rows, and its text is not free.
 FIXED = CostTable(

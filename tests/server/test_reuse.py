@@ -7,17 +7,14 @@ import msgspec
 import pytest
 
 from server.admission import Admission
-from server.generation import GenerationRequest, Image, ImageRequest, ModelInfo, Priority, Timings
+from server.generation import GenerationRequest, Image, ImageRequest, Priority, Timings
 from server.lru import ENTRY_BYTES
 from server.metrics import Metrics
 from server.reuse import Gallery, picture_key
 from server.roster import Pending
+from tests.server import models
 
-MODEL = ModelInfo(
-    name="n", digest="d", device="cuda:0", dtype="float32", numerics="exact",
-    quantize="none", guidance_embed=False,
-    default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1,
-)  # fmt: skip
+MODEL = msgspec.structs.replace(models.MODEL, device="cuda:0")
 
 
 def image(**changes: Any) -> ImageRequest:

@@ -9,20 +9,15 @@ from itertools import pairwise
 from typing import Any
 
 from server.costs import CostTable, StepKind
-from server.generation import ModelInfo
 from server.protocol import Ready, Start, Stepped, ToFront, frame
 from server.supervisor import MAX_DELAY_S, State, Supervisor
+from tests.server.models import MODEL
 
 START = Start(
     model="m", device="cpu", dtype="auto", numerics="auto", kernels="auto", quantize="none",
     memory="full", threads=1, max_steps=0, data_dir="/nowhere", calibration_s=0.0,
     conditioning_cache_bytes=1, verify_weights="auto", allow_pickle=False,
     log_format="text", log_level="info",
-)  # fmt: skip
-MODEL = ModelInfo(
-    name="n", digest="d", device="cpu", dtype="float32", numerics="exact",
-    quantize="none", guidance_embed=False,
-    default_width=1, default_height=1, default_steps=1, max_steps=1, default_sequence_length=1,
 )  # fmt: skip
 # A worker in a few lines: `end` is its socket; it has read what it was sent first.
 PRELUDE = f"""

@@ -47,21 +47,8 @@ from server.roster import Progress
 from server.settings import Settings
 from server.stats import EngineStats, QueueStats, ServerState, WorkerStats
 from server.supervisor import State
+from tests.server.models import MODEL
 
-MODEL = ModelInfo(
-    name="fake",
-    digest="d1" * 32,
-    device="cpu",
-    dtype="float32",
-    numerics="exact",
-    quantize="none",
-    guidance_embed=False,
-    default_width=256,
-    default_height=256,
-    default_steps=4,
-    max_steps=12,
-    default_sequence_length=256,
-)
 FAILURES: dict[str, Exception] = {
     "overloaded": Overloaded("the backlog is 31.0 s", retry_after_s=7.2),
     "not_ready": NotReady("restarting", retry_after_s=2),

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.server.http.fake_engine import MODEL, FakeEngine, serving, wait_until
+from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+from tests.server.models import MODEL
 
 ROOT = "/sdapi/v1"
 TITLE = f"{MODEL.name} [{MODEL.digest[:10]}]"

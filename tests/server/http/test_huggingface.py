@@ -10,7 +10,8 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from tests.server.http.fake_engine import MODEL, FakeEngine, serving, wait_until
+from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+from tests.server.models import MODEL
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from server.app import leniencies
 from server.errors import InvalidRequest
 from server.http.leniency import Leniency
 from server.settings import Settings
-from tests.server.http.fake_engine import MODEL, FakeEngine, serving, wait_until
+from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+from tests.server.models import MODEL
 
 
 def test_steps_beyond_the_model_are_clamped_where_clients_are_known_to_send_them() -> None:

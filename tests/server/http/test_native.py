@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from server.generation import GenerationRequest, Priority
-from tests.server.http.fake_engine import FORECAST, MODEL, FakeEngine, serving, wait_until
+from tests.server.http.fake_engine import FORECAST, FakeEngine, serving, wait_until
+from tests.server.models import MODEL
 
 PLAIN = GenerationRequest(id="", prompt="a", width=256, height=256, steps=4, seed=1, max_sequence_length=256)
 EVERYTHING = {
