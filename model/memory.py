@@ -7,7 +7,7 @@ tensors. On top come the CUDA context, the workspaces of cuBLAS and cuDNN, what 
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,18 +77,17 @@ def main() -> None:
         parser.error(f"--side {options.side}: not a positive multiple of {PIXELS_PER_PATCH}")
     if options.batch < 1:
         parser.error(f"--batch {options.batch}: not above 0")
-    print(table(needs(Sizes.published(), side=options.side, batch=options.batch)), end="")
+    print(table(list(needs(Sizes.published(), side=options.side, batch=options.batch))), end="")
 
 
-def needs(sizes: Sizes, *, side: int, batch: int) -> list[Need]:
-    """Compute every preset for `batch` pictures of `side` pixels squared, in bfloat16 and in fp8.
+def needs(sizes: Sizes, *, side: int, batch: int) -> Iterator[Need]:
+    """Yield every preset for `batch` pictures of `side` pixels squared, in bfloat16 and in fp8.
 
     Attention is torch's, which needs more than ours and may be chosen on a GPU (kernels/dispatch.py).
     """
     ops = replace(
         with_vendor_products(triton_ops()), attention=reference.attention, quantized_linear=_quantized_linear
     )
-    found: list[Need] = []
     for weights, quantization in QUANTIZATIONS.items():
         for memory in Memory:
             pipeline = weightless(sizes, memory, ops, quantization)
@@ -101,8 +100,7 @@ def needs(sizes: Sizes, *, side: int, batch: int) -> list[Need]:
             }
             host = 0 if is_kept else arena_bytes(encoders.values())
             peaks = computed_peaks(pipeline, side=side, batch=batch)
-            found.append(Need(weights, memory, host, kept, peaks))
-    return found
+            yield Need(weights, memory, host, kept, peaks)
 
 
 def weightless(

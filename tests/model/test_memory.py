@@ -1,5 +1,6 @@
 """The table of memory: weights to the byte, presets in order, peaks as a GPU has them."""
 
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -28,6 +29,7 @@ from model.quantization import Quantization
 from model.sizes import Sizes, weight_bytes
 
 MIB = 1 << 20
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def embedded() -> Sizes:
@@ -47,8 +49,8 @@ def load(device: str, memory: Memory = Memory.FULL) -> Pipeline:
 def test_the_weights_are_those_of_the_loaded_model() -> None:
     loaded = load("cpu")
     modules = (loaded.transformer, loaded.autoencoder, loaded.clip.model, loaded.t5.model)
-    full = next(need for need in needs(embedded(), side=64, batch=1) if need.memory is Memory.FULL)
-    assert full.weights == "bfloat16"
+    full = next(needs(embedded(), side=64, batch=1))
+    assert (full.weights, full.memory) == ("bfloat16", Memory.FULL)
     assert list(full.kept.values()) == [
         sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())) for module in modules
     ]
@@ -78,7 +80,14 @@ def test_fp8_is_a_byte_a_weight_and_a_scale_a_row() -> None:
 
 @pytest.fixture(scope="module")
 def published() -> list[Need]:
-    return needs(Sizes.published(), side=1024, batch=1)
+    return list(needs(Sizes.published(), side=1024, batch=1))
+
+
+def test_the_readme_shows_what_is_computed(published: list[Need]) -> None:
+    shown = README.read_text().split("<!-- memory: python -m model.memory -->\n")[1]
+    assert shown.split("<!-- /memory -->")[0] == table(published), (
+        "run `python -m model.memory` and paste what it prints"
+    )
 
 
 def test_each_preset_needs_less_of_the_device_than_the_one_before(published: list[Need]) -> None:
@@ -105,7 +114,7 @@ def test_what_is_lent_is_there_while_prompts_are_encoded(published: list[Need]) 
 
 
 def test_a_larger_batch_needs_more() -> None:
-    one, four = (needs(embedded(), side=256, batch=batch)[0].peaks for batch in (1, 4))
+    one, four = (next(needs(embedded(), side=256, batch=batch)).peaks for batch in (1, 4))
     assert 3 * one.stepping < four.stepping < 4 * one.stepping, "attention takes one picture at a time"
     assert one.encoding < four.encoding
     assert one.decoding < four.decoding < one.decoding + four.stepping, "one picture is decoded at a time"
