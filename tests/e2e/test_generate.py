@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from server.costs import KeptTable
-from tests.e2e.conftest import ROOT, Server, running_server
+from tests.e2e.conftest import ROOT, Server
 
 PNG = {"Accept": "image/png"}
 
@@ -45,48 +43,6 @@ def test_the_picture_is_the_one_that_diffusers_makes(server: Server) -> None:
         generator=torch.Generator().manual_seed(7),
     ).images
     assert np.abs(pixels(response.content).astype(int) - np.asarray(expected).astype(int)).max() <= 1
-
-
-def mixed_requests() -> list[dict[str, Any]]:
-    sizes = [(256, 256), (384, 256), (256, 384), (272, 496)]
-    return [
-        {
-            "prompt": f"{index % 3 + 1} green stars",
-            "seed": index,
-            "width": sizes[index % 4][0],
-            "height": sizes[index % 4][1],
-            "num_inference_steps": 1 + index % 4,
-            "max_sequence_length": 64 * (1 + index % 2),
-            "guidance_scale": 3.0 if index % 5 == 0 else 0.0,
-        }
-        for index in range(16)
-    ]
-
-
-def test_sixteen_at_once_give_byte_for_byte_what_each_gives_alone(tmp_path: Path) -> None:
-    """Without a prompt cache, so that company shows in the text encoders too.
-
-    Sharing does not pay on a CPU, so the server is told that its steps are launch-bound.
-    """
-    bodies = mixed_requests()
-    arguments = ("--conditioning-cache-mb", "0", "--calibration-s", "0.1", "--data-dir", str(tmp_path))
-    with running_server(tmp_path, *arguments) as server:
-        server.stop()
-    (costs,) = (tmp_path / "costs").iterdir()
-    kept = msgspec.json.decode(costs.read_bytes(), type=KeptTable)
-    table = msgspec.structs.replace(kept.table, step_floor_s=1.0, mixing=1.0, ratios={})
-    costs.write_bytes(msgspec.json.encode(KeptTable(key=kept.key, table=table)))
-    with running_server(tmp_path, *arguments) as server, ThreadPoolExecutor(16) as clients:
-        together = list(clients.map(lambda body: generate(server, **body).content, bodies))
-        metrics = httpx.get(f"{server.url}/metrics").text
-        alone = [generate(server, **body).content for body in bodies]
-    assert together == alone
-    assert len(set(alone)) == 16
-    shared = [
-        line for line in metrics.splitlines() if line.startswith('flux_step_images_bucket{kind="denoise"')
-    ]
-    counts = {line.split('le="')[1].split('"')[0]: float(line.split()[-1]) for line in shared}
-    assert counts["1.0"] < counts["+Inf"], "no step was shared, so nothing was shown"
 
 
 def test_json_carries_every_picture_with_its_seed(server: Server) -> None:

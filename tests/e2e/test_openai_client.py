@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -97,21 +96,6 @@ def test_bad_requests_name_the_parameter(
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
     assert param in caught.value.message
-
-
-def test_overload_is_a_rate_limit_error_that_says_when_to_come_back(tmp_path: Path) -> None:
-    with (
-        running_server(tmp_path, "--max-backlog-s", "0.01") as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client,
-        ThreadPoolExecutor(4) as threads,
-    ):
-        asked = [threads.submit(client.images.generate, prompt="a", size="512x512", n=4) for _ in range(4)]
-        errors = [error for future in asked if (error := future.exception()) is not None]
-        assert 1 <= len(errors) < 4
-        for error in errors:
-            assert isinstance(error, openai.RateLimitError)
-            assert 1 <= int(error.response.headers["retry-after"]) <= 120
-            assert error.response.headers["x-should-retry"] == "true"
 
 
 def test_a_server_that_is_loading_is_an_internal_error_to_retry(tmp_path: Path) -> None:
