@@ -22,6 +22,7 @@ from pydantic_settings import SettingsError
 from server import __version__, logs
 from server.app import build_app
 from server.engine import Engine
+from server.errors import StorageUnavailable
 from server.http.connection import Connection
 from server.settings import Settings, unknown_variables
 
@@ -52,7 +53,11 @@ def main() -> int:
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> int:
-    app, engine = build_app(settings)
+    try:
+        app, engine = build_app(settings)
+    except StorageUnavailable as error:
+        _complain(f"--data-dir {settings.data_dir}: {error.message}")
+        return EXIT_USAGE
     config = uvicorn.Config(
         app,
         http=Connection,

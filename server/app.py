@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
+from server.addresses import Addresses, networks
 from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
@@ -23,15 +24,20 @@ from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router
 from server.idempotency import Answers
+from server.job_store import JobStore
+from server.jobs import Jobs
 from server.metrics import Metrics
+from server.picture_files import PictureFiles
 from server.protocol import Start
 from server.settings import DIALECTS, Settings
+from server.webhooks import Webhooks
 
 
 def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
     """Return the application and the engine behind it.
 
-    The application starts the engine and leaves stopping it to its caller, who knows why it ends.
+    The application starts the engine and leaves stopping it to its caller, who knows why it ends. Raises
+    `StorageUnavailable` where jobs cannot be kept, as when another server has the data directory.
     """
     metrics = Metrics()
     engine = Engine(
@@ -43,7 +49,27 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         image_cache_bytes=settings.image_cache_mb << 20,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    return assemble(engine, metrics, answers, leniencies(settings)), engine
+    jobs = open_jobs(settings, engine, metrics)
+    return assemble(engine, metrics, answers, jobs, leniencies(settings)), engine
+
+
+def open_jobs(settings: Settings, engine: Engine, metrics: Metrics) -> Jobs:
+    """Return the jobs of the data directory, which is now this process's; raises `StorageUnavailable`."""
+    folder = _at_home(settings.data_dir) / "jobs"
+    store = JobStore(folder / "jobs.sqlite")
+    store.open()
+    files = PictureFiles(folder / "files", lifetime_s=settings.jobs_ttl_s)
+    addresses = Addresses(networks(settings.webhook_allow_networks))
+    return Jobs(
+        engine,
+        store,
+        files,
+        Webhooks(store, {}, addresses, metrics=metrics),
+        metrics=metrics,
+        lifetime_s=settings.jobs_ttl_s,
+        limit_bytes=settings.jobs_disk_mb << 20,
+        max_unfinished=settings.max_unfinished_jobs,
+    )
 
 
 def leniencies(settings: Settings) -> dict[str, Leniency]:
@@ -52,13 +78,17 @@ def leniencies(settings: Settings) -> dict[str, Leniency]:
     return {name: Leniency(name in clamped, settings.strict_models) for name in DIALECTS}
 
 
-def assemble(engine: Engine, metrics: Metrics, answers: Answers, leniency: Mapping[str, Leniency]) -> FastAPI:
+def assemble(
+    engine: Engine, metrics: Metrics, answers: Answers, jobs: Jobs, leniency: Mapping[str, Leniency]
+) -> FastAPI:
     """Put the routes of all dialects around an engine."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        await jobs.start()
         yield
+        await jobs.stop()
 
     app = FastAPI(
         title="schnell-server",

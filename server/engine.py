@@ -8,7 +8,6 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -35,9 +34,12 @@ from server.protocol import (
 from server.result import result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
+    UNWATCHED,
+    EngineStats,
     Pending,
     Progress,
     Waiter,
+    Watch,
     Worker,
     end_hanging,
     is_hopeless,
@@ -54,15 +56,6 @@ MAX_ATTEMPTS: Final = 2  # beside others: a worker that dies between steps accus
 RETRY_SOON_S: Final = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    backlog_s: float
-    in_hand: int
-    waiting: int
-    workers: int
-    workers_ready: int
 
 
 class Engine:
@@ -158,15 +151,18 @@ class Engine:
             workers_ready=self._workers_ready(),
         )
 
-    async def submit(self, request: GenerationRequest, reuse: Reuse = Reuse.NEVER) -> GenerationResult:
+    async def submit(
+        self, request: GenerationRequest, reuse: Reuse = Reuse.NEVER, watch: Watch = UNWATCHED
+    ) -> GenerationResult:
         """Make or find the pictures of `request`; cancelling this call cancels work that nobody else awaits.
 
         Raises `Overloaded`, `NotReady`, `DeadlineExceeded`, `WorkerLost`, `GenerationFailed` or `Cancelled`.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        waiters = self._admit(request, reuse, now=began)
+        waiters = self._admit(request, reuse, watch, now=began)
         try:
+            watch.admitted()
             self._dispatch()
             async with asyncio.timeout(request.deadline_s):
                 images = await asyncio.gather(*(waiter.answer for waiter in waiters))
@@ -201,7 +197,7 @@ class Engine:
             self._watch.cancel()
         await asyncio.gather(*(worker.supervisor.stop() for worker in self._workers))
 
-    def _admit(self, request: GenerationRequest, reuse: Reuse, *, now: float) -> list[Waiter]:
+    def _admit(self, request: GenerationRequest, reuse: Reuse, watch: Watch, *, now: float) -> list[Waiter]:
         """Let the request wait for its pictures; those that need no run of their own are never refused."""
         if self._stopping:
             raise NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S)
@@ -221,7 +217,7 @@ class Engine:
         self._unanswered.update(runs)
         self._waiting.extend(runs)
         self._gallery.began(runs)
-        return [self._wait_for(picture, request, deadline=deadline) for picture in pictures]
+        return [self._wait_for(picture, request, watch, deadline=deadline) for picture in pictures]
 
     def _let_in(
         self, images: list[ImageRequest], model: ModelInfo, *, deadline_s: float | None
@@ -234,10 +230,10 @@ class Engine:
         return admitted
 
     def _wait_for(
-        self, picture: Image | Pending, request: GenerationRequest, *, deadline: float | None
+        self, picture: Image | Pending, request: GenerationRequest, watch: Watch, *, deadline: float | None
     ) -> Waiter:
         """Let a request wait; a run that somebody joins may become more urgent, or be given more time."""
-        waiter = wait_for(picture, request.id)
+        waiter = wait_for(picture, request.id, watch)
         run = waiter.pending
         if run is not None and run.revise(request.priority, deadline) and run.worker is not None:
             left_s = run.left_s(asyncio.get_running_loop().time())
@@ -301,7 +297,7 @@ class Engine:
                 case Failed(id=image_id, code=code, message=reason):
                     self._settle(index, image_id, from_code(code, reason))
                 case Stepping(lane=lane, ids=ids):
-                    self._workers[index].stepping[lane] = ids
+                    self._workers[index].step(lane, ids)
                 case Stepped():
                     self._workers[index].stepped(message)
                     self._metrics.step(message)

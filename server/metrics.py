@@ -72,6 +72,15 @@ class Metrics:
             ["model", "digest", "dtype", "numerics", "quantize", "device"],
             registry=self.registry,
         )
+        self._jobs = Counter(
+            "flux_jobs", "Asynchronous jobs by how they ended", ["dialect", "state"], registry=self.registry
+        )
+        self._jobs_unfinished = Gauge(
+            "flux_jobs_unfinished", "Asynchronous jobs that are to be done", registry=self.registry
+        )
+        self._webhooks = Counter(
+            "flux_webhook_attempts", "Webhook calls by outcome", ["outcome"], registry=self.registry
+        )
         self._cache_seen: dict[int, CacheReport] = {}
 
     def exposition(self) -> bytes:
@@ -119,6 +128,16 @@ class Metrics:
 
     def backlog(self, device_s: float) -> None:
         self._backlog.set(device_s)
+
+    def job_ended(self, dialect: str, state: str) -> None:
+        self._jobs.labels(dialect, state).inc()
+
+    def jobs_unfinished(self, count: int) -> None:
+        self._jobs_unfinished.set(count)
+
+    def webhook(self, outcome: Literal["delivered", "refused", "gone", "failed", "given_up"]) -> None:
+        """Count one attempt: `refused` by us for its address, `gone` a receiver that wants no more."""
+        self._webhooks.labels(outcome).inc()
 
     def workers(self, ready: int) -> None:
         self._ready.set(ready)

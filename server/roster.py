@@ -1,7 +1,7 @@
 """Who works on what: the pictures that were admitted, and the workers with what each has in hand."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +20,24 @@ URGENCY: Final = tuple(Priority)  # the most urgent first
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 
 log = structlog.get_logger(__name__)
+
+
+def _ignore() -> None:
+    """Nobody wants to hear of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told what becomes of a request on its way.
+
+    `admitted` is called once, before any wait; `began` for each of its pictures, when a worker starts on it.
+    """
+
+    admitted: Callable[[], None] = _ignore
+    began: Callable[[], None] = _ignore
+
+
+UNWATCHED: Final = Watch()
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +59,7 @@ class Pending:
     worker: int | None = None
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
     steps_done: int = 0  # denoising steps, of those that its request has
+    begun: bool = False  # a worker has started on it
     settled: bool = False
     finished: bool = False  # settled with its picture
 
@@ -57,6 +76,13 @@ class Pending:
         self.image = msgspec.structs.replace(self.image, priority=urgent)
         return known != (urgent, self.deadline)
 
+    def begin(self) -> None:
+        """Tell all who wait that a worker has started on it, once."""
+        if not self.begun:
+            self.begun = True
+            for waiter in self.waiters:
+                waiter.watch.began()
+
     def settle(self, answer: Image | ServerError) -> None:
         """Give all who wait the same answer; from here on nobody joins them."""
         self.settled, self.finished = True, isinstance(answer, Image)
@@ -70,6 +96,7 @@ class Waiter:
 
     request_id: str
     answer: "asyncio.Future[Image]"
+    watch: Watch
     pending: Pending | None = None
     joined: bool = False  # the picture was being made for another request
 
@@ -93,6 +120,13 @@ class Worker:
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
+    def step(self, lane: int, image_ids: list[str]) -> None:
+        """Note that a step of these pictures has begun."""
+        self.stepping[lane] = image_ids
+        for image_id in image_ids:
+            if pending := self.in_hand.get(image_id):
+                pending.begin()
+
     def stepped(self, stepped: Stepped) -> None:
         """Note that the step of a lane is over, and that its pictures are one denoising step further."""
         for image_id in self.stepping.pop(stepped.lane, ()):
@@ -114,6 +148,15 @@ class Worker:
             backlog_s=sum(pending.admitted.cost_s for pending in self.in_hand.values()),
             sizes=frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values()),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    backlog_s: float
+    in_hand: int
+    waiting: int
+    workers: int
+    workers_ready: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +185,16 @@ def refusal_of(workers: Iterable[Worker]) -> str:
     return next((supervisor.refusal for supervisor in supervisors if supervisor.refusal), died)
 
 
-def wait_for(picture: Image | Pending, request_id: str) -> Waiter:
+def wait_for(picture: Image | Pending, request_id: str, watch: Watch) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    waiter = Waiter(request_id, asyncio.get_running_loop().create_future())
+    waiter = Waiter(request_id, asyncio.get_running_loop().create_future(), watch)
     if isinstance(picture, Image):
         waiter.settle(picture)
     else:
         waiter.pending, waiter.joined = picture, bool(picture.waiters)
         picture.waiters.append(waiter)
+        if picture.begun:
+            watch.began()
     return waiter
 
 

@@ -26,6 +26,7 @@ STATUS: Final = {
     "not_acceptable": 406,
     "overloaded": 429,
     "not_ready": 503,
+    "storage_unavailable": 503,
     "worker_lost": 503,
     "deadline_exceeded": 504,
     "cancelled": 499,

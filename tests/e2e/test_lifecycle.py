@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -190,15 +191,16 @@ def test_the_embedded_model_is_as_its_sums_say() -> None:
 
 
 def failed_start(*arguments: str, **environment: str) -> tuple[int, str]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "server", "--port", "0", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        ended = subprocess.run(
+            [sys.executable, "-m", "server", "--port", "0", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"FLUX_DATA_DIR": folder} | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     return ended.returncode, ended.stderr
 
 

@@ -6,18 +6,20 @@ What it does is asked for in the prompt: the name of an error of `FAILURES` rais
 
 import asyncio
 import io
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import assemble, leniencies
+from server.app import assemble, leniencies, open_jobs
 from server.engine import Engine
 from server.errors import (
     Cancelled,
@@ -34,7 +36,7 @@ from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.reuse import Reuse
-from server.roster import Progress
+from server.roster import UNWATCHED, Progress, Watch
 from server.settings import Settings
 
 MODEL = ModelInfo(
@@ -61,6 +63,7 @@ FAILURES: dict[str, Exception] = {
     "internal_error": ServerError("something"),
     "fault": RuntimeError("secret of /home/host"),
 }
+REFUSED = ("overloaded", "not_ready")  # at the door; the others fail once they are let in
 TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, encode_s=0.005, total_s=0.015)
 
 
@@ -99,9 +102,13 @@ class FakeEngine:
     def steps_for_auto(self) -> int:
         return self.auto_steps
 
-    async def submit(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
+    async def submit(
+        self, request: GenerationRequest, reuse: Reuse, watch: Watch = UNWATCHED
+    ) -> GenerationResult:
         self.requests.append(request)
         self.reuses.append(reuse)
+        if request.prompt not in REFUSED:
+            watch.admitted()
         while request.prompt == "hold" and not self.released.is_set():
             await asyncio.sleep(0.005)
         if error := FAILURES.get(request.prompt):
@@ -157,9 +164,19 @@ def picture(image: ImageRequest) -> Image:
 @contextmanager
 def serving(engine: FakeEngine, **settings: Any) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _serving(engine, Settings(data_dir=Path(folder), **settings)) as address,
+    ):
+        yield address
+
+
+@contextmanager
+def _serving(engine: FakeEngine, settings: Settings) -> Iterator[str]:
     metrics = Metrics()
     answers = Answers(1 << 20, metrics=metrics)
-    app = assemble(cast(Engine, engine), metrics, answers, leniencies(Settings(**settings)))
+    jobs = open_jobs(settings, cast(Engine, engine), metrics)
+    app = assemble(cast(Engine, engine), metrics, answers, jobs, leniencies(settings))
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
