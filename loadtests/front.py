@@ -134,8 +134,9 @@ def serve_ours(settings: Settings, port: int) -> None:
         image_cache_bytes=0,
         command=WORKER,
     )
-    jobs = open_jobs(settings, engine, metrics)
-    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, leniencies(settings))
+    jobs, outputs = open_jobs(settings, engine, metrics)
+    answers = Answers(0, metrics=metrics)
+    app = assemble(engine, metrics, answers, jobs, outputs, leniencies(settings))
     uvicorn.run(
         app, host="127.0.0.1", port=port, http=Connection, ws="none", log_config=None, access_log=False
     )

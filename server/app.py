@@ -23,6 +23,8 @@ from server.http.leniency import Leniency
 from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router
+from server.http.outputs import Outputs, files_router
+from server.http.replicate import DIALECT, replicate_payload, replicate_routers
 from server.idempotency import Answers
 from server.job_store import JobStore
 from server.jobs import Jobs
@@ -49,27 +51,33 @@ def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
         image_cache_bytes=settings.image_cache_mb << 20,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    jobs = open_jobs(settings, engine, metrics)
-    return assemble(engine, metrics, answers, jobs, leniencies(settings)), engine
+    jobs, outputs = open_jobs(settings, engine, metrics)
+    return assemble(engine, metrics, answers, jobs, outputs, leniencies(settings)), engine
 
 
-def open_jobs(settings: Settings, engine: Engine, metrics: Metrics) -> Jobs:
-    """Return the jobs of the data directory, which is now this process's; raises `StorageUnavailable`."""
+def open_jobs(settings: Settings, engine: Engine, metrics: Metrics) -> tuple[Jobs, Outputs]:
+    """Return the jobs of the data directory, which is now this process's, and how their pictures are given.
+
+    Raises `StorageUnavailable`.
+    """
     folder = _at_home(settings.data_dir) / "jobs"
     store = JobStore(folder / "jobs.sqlite")
     store.open()
     files = PictureFiles(folder / "files", lifetime_s=settings.jobs_ttl_s)
+    outputs = Outputs(files, settings.output, settings.public_url)
+    payloads = {DIALECT: replicate_payload(outputs)}
     addresses = Addresses(networks(settings.webhook_allow_networks))
-    return Jobs(
+    jobs = Jobs(
         engine,
         store,
         files,
-        Webhooks(store, {}, addresses, metrics=metrics),
+        Webhooks(store, payloads, addresses, metrics=metrics),
         metrics=metrics,
         lifetime_s=settings.jobs_ttl_s,
         limit_bytes=settings.jobs_disk_mb << 20,
         max_unfinished=settings.max_unfinished_jobs,
     )
+    return jobs, outputs
 
 
 def leniencies(settings: Settings) -> dict[str, Leniency]:
@@ -79,7 +87,12 @@ def leniencies(settings: Settings) -> dict[str, Leniency]:
 
 
 def assemble(
-    engine: Engine, metrics: Metrics, answers: Answers, jobs: Jobs, leniency: Mapping[str, Leniency]
+    engine: Engine,
+    metrics: Metrics,
+    answers: Answers,
+    jobs: Jobs,
+    outputs: Outputs,
+    leniency: Mapping[str, Leniency],
 ) -> FastAPI:
     """Put the routes of all dialects around an engine."""
 
@@ -100,7 +113,7 @@ def assemble(
         redirect_slashes=False,
     )
     app.add_middleware(AccessMiddleware, metrics=metrics)
-    everything = routers(engine, metrics, answers, leniency)
+    everything = routers(engine, metrics, answers, jobs, outputs, leniency)
     for router in everything:
         app.include_router(router)
     routes = [route for router in everything for route in router.routes]
@@ -109,16 +122,23 @@ def assemble(
 
 
 def routers(
-    engine: Engine, metrics: Metrics, answers: Answers, leniency: Mapping[str, Leniency]
+    engine: Engine,
+    metrics: Metrics,
+    answers: Answers,
+    jobs: Jobs,
+    outputs: Outputs,
+    leniency: Mapping[str, Leniency],
 ) -> Sequence[APIRouter]:
-    """Return the routes of all dialects."""
+    """Return the routes of all dialects; of two that take a path the first answers."""
     return (
         ops_router(engine, metrics),
         native_router(engine, answers),
+        *replicate_routers(engine, jobs, outputs, leniency["replicate"]),  # knows OpenAI's owner/name too
         openai_router(engine, answers, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
         automatic1111_router(engine, leniency["automatic1111"]),
         cog_router(engine, leniency["cog"]),
+        files_router(outputs.files),
     )
 
 

@@ -75,7 +75,7 @@ class Jobs:
         self._engine = engine
         self._store = store
         self._files = files
-        self._webhooks = webhooks
+        self.webhooks = webhooks
         self._metrics = metrics
         self._lifetime_s = lifetime_s
         self._limit_bytes = limit_bytes
@@ -95,7 +95,7 @@ class Jobs:
         if self._live:
             log.info("jobs_taken_up", jobs=len(self._live))
         self._metrics.jobs_unfinished(len(self._live))
-        await self._webhooks.start()
+        await self.webhooks.start()
         self._purging = asyncio.create_task(self._purge())
 
     async def stop(self) -> None:
@@ -110,7 +110,7 @@ class Jobs:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await self._webhooks.stop()
+        await self.webhooks.stop()
         self._store.close()
 
     async def submit(self, job: Job) -> Job:
@@ -124,7 +124,8 @@ class Jobs:
             if len(self._live) >= self._max_unfinished:
                 message = f"{len(self._live)} jobs are unfinished, the limit is {self._max_unfinished}"
                 raise Overloaded(message, retry_after_s=AGAIN_S)
-            live = _Live(msgspec.structs.replace(job, created_s=self._clock()))
+            request = msgspec.structs.replace(job.request, id=job.key.id)
+            live = _Live(msgspec.structs.replace(job, request=request, created_s=self._clock()))
             self._live[job.key] = live
             live.accepting = asyncio.create_task(self._accept(live))
         return live.job if live.accepting is None else await asyncio.shield(live.accepting)
@@ -332,7 +333,7 @@ class Jobs:
                 return False
             live.job = job
         live.tell()
-        self._webhooks.owe(owed)
+        self.webhooks.owe(owed)
         return True
 
     async def _purge(self) -> None:

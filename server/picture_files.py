@@ -27,7 +27,7 @@ TEMPORARY: Final = ".part"
 class PictureFile:
     """A picture that is there; `left_s` is how long it will be."""
 
-    path: Path
+    data: bytes
     content_type: str
     left_s: float
 
@@ -55,23 +55,14 @@ class PictureFiles:
             raise
         return tuple(kept)
 
-    def find(self, name: str) -> PictureFile | None:
+    def read(self, name: str) -> PictureFile | None:
         """Return the picture of this name; None for one that is no name, never was, or has expired."""
         if not NAME.fullmatch(name):
             return None
         path = self._folder / name
         try:
-            written_s = path.stat().st_mtime
-        except FileNotFoundError:
-            return None
-        left_s = written_s + self._lifetime_s - self._clock()
-        return PictureFile(path, TYPES[name.rpartition(".")[2]], left_s) if left_s > 0 else None
-
-    def read(self, name: str) -> bytes | None:
-        """Return the bytes of a picture that is there."""
-        found = self.find(name)
-        try:
-            return None if found is None else found.path.read_bytes()
+            left_s = path.stat().st_mtime + self._lifetime_s - self._clock()
+            return PictureFile(path.read_bytes(), TYPES[path.suffix[1:]], left_s) if left_s > 0 else None
         except FileNotFoundError:
             return None
 

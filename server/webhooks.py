@@ -218,7 +218,7 @@ class Webhooks:
             return "failed"
         finally:
             host = urlsplit(webhook.url).hostname
-            log.info("webhook", id=delivery.id, event=delivery.event, host=host, outcome=reason)
+            log.info("webhook", id=delivery.id, about=delivery.event, host=host, outcome=reason)
 
     @asynccontextmanager
     async def _turn(self, delivery: Delivery) -> AsyncIterator[None]:

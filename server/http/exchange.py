@@ -29,6 +29,11 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+def owner_of(request: Request) -> str:
+    """Return whose jobs a request may speak of: the name of its key, empty where there are no keys."""
+    return ""
+
+
 def exchange_in(scope: Scope) -> Exchange:
     return cast(Exchange, scope[SCOPE_KEY])
 

@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 60.0
+CALLABLE = "127.0.0.2"  # the address inside that webhooks of the shared server may call
 
 
 @dataclass
@@ -98,5 +99,6 @@ def _url(process: subprocess.Popen[bytes], log_path: Path) -> str:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as they found it."""
-    with running_server(tmp_path_factory.mktemp("server")) as running:
+    folder = tmp_path_factory.mktemp("server")
+    with running_server(folder, "--webhook-allow-networks", CALLABLE) as running:
         yield running

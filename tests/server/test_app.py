@@ -58,8 +58,8 @@ def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller(tmp_
 
     metrics = Metrics()
     engine = cast(Engine, Watched())
-    jobs = open_jobs(Settings(data_dir=tmp_path), engine, metrics)
-    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, leniencies(Settings()))
+    jobs, outputs = open_jobs(Settings(data_dir=tmp_path), engine, metrics)
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs, leniencies(Settings()))
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

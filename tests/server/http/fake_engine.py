@@ -175,8 +175,8 @@ def serving(engine: FakeEngine, **settings: Any) -> Iterator[str]:
 def _serving(engine: FakeEngine, settings: Settings) -> Iterator[str]:
     metrics = Metrics()
     answers = Answers(1 << 20, metrics=metrics)
-    jobs = open_jobs(settings, cast(Engine, engine), metrics)
-    app = assemble(cast(Engine, engine), metrics, answers, jobs, leniencies(settings))
+    jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics)
+    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, leniencies(settings))
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
