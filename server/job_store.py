@@ -105,17 +105,20 @@ class JobStore:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Calls come from one thread at a time, though not always from the one that opened it.
-            database = sqlite3.connect(
+            self._database = database = sqlite3.connect(
                 self._path, isolation_level=None, timeout=BUSY_S, check_same_thread=False
             )
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA foreign_keys = ON")
-            self._database = database
             with self._transaction() as opened:
                 _prepare(opened)
+        except StorageUnavailable:
+            self._disconnect()
+            raise
         except (sqlite3.Error, OSError) as error:
+            self._disconnect()
             locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
             reason = "another server uses it" if locked else str(error)
             raise StorageUnavailable(f"jobs cannot be kept in {self._path.parent}: {reason}") from error
@@ -123,9 +126,7 @@ class JobStore:
     def close(self) -> None:
         """Let go of the file; what was stored is whole with or without this."""
         self._thread.shutdown()
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        self._disconnect()
 
     def add(self, job: Job) -> bool:
         """Store a new job; False when there is one with its key already."""
@@ -246,6 +247,11 @@ class JobStore:
             (kept,) = database.execute("SELECT secret FROM secrets WHERE name = ?", (name,)).fetchone()
             return str(kept)
 
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         database = self._database
@@ -269,7 +275,7 @@ class JobStore:
 def _prepare(database: sqlite3.Connection) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
-        raise sqlite3.DatabaseError(f"a newer version of the server wrote it (schema {version})")
+        raise StorageUnavailable(f"a newer version of the server wrote the jobs (schema {version})")
     if version == 0:
         for statement in _statements(SCHEMA):
             database.execute(statement)

@@ -128,6 +128,8 @@ def replicate_router(
     @router.get("/predictions", summary="Predictions, the newest first", responses=LISTED)
     async def list_predictions(http: Request) -> Response:
         page = await jobs.newest(dialect=DIALECT, owner=owner_of(http), limit=PAGE + 1, **_filters(http))
+        if http.query_params.get("source") == "web":
+            page = []  # all of them came through the API
         base_url = outputs.base_url(http)
         api_url, shown_jobs = f"{base_url}{prefix}", [job for _, job in page[:PAGE]]
         return _json(
@@ -302,7 +304,7 @@ def _loaded(engine: Engine) -> ModelInfo | None:
 
 
 def _filters(http: Request) -> dict[str, Any]:
-    """Return which jobs a list is to have, as `Jobs.newest` takes it; `source` is `api` for all of them."""
+    """Return which jobs a list is to have, as `Jobs.newest` takes it."""
     asked = http.query_params
     cursor = asked.get("cursor")
     if cursor is not None and not CURSOR.fullmatch(cursor):

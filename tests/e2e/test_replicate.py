@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from PIL import Image
 from replicate.exceptions import ReplicateError
 from replicate.webhook import Webhooks as ClientWebhooks
 
-from tests.e2e.conftest import CALLABLE, Server, running_server
+from tests.e2e.conftest import CALLABLE, ROOT, Server, run_node, running_server
 
 MODEL = "black-forest-labs/flux-schnell"
 SMALL = {"prompt": "a red circle", "megapixels": "0.25", "num_inference_steps": 1}
@@ -273,7 +276,9 @@ def test_accepted_predictions_survive_a_front_end_that_is_killed(tmp_path: Path)
             done = client.predictions.create(version=MODEL, input=SMALL, webhook=receiver.url)
             done.wait()
             receiver.wait(1)
-            late = [client.predictions.create(version=MODEL, input=LONG | SMALL) for _ in range(3)]
+            late = [
+                client.predictions.create(version=MODEL, input=SMALL | {"num_outputs": 2}) for _ in range(3)
+            ]
             server.process.kill()
             server.process.wait()
         with running_server(tmp_path, *arguments) as server, client_of(server) as client:
@@ -284,3 +289,24 @@ def test_accepted_predictions_survive_a_front_end_that_is_killed(tmp_path: Path)
                 assert all(httpx.get(output).status_code == 200 for output in found.output)
             ids = {headers["webhook-id"] for headers, body in receiver.wait(3) if b'"succeeded"' in body}
             assert len(ids) == 1
+
+
+@pytest.mark.parametrize("script", ["replicate.mjs", "ai-sdk-replicate.mjs"])
+def test_clients_for_node(server: Server, script: str) -> None:
+    assert run_node(script, server.url) == "ok\n"
+
+
+def test_the_newest_beta_of_the_python_client(server: Server) -> None:
+    """It is another package of the same name, so it has a process of its own."""
+    folder = ROOT / "build" / "clients" / "replicate2"
+    if not folder.is_dir():
+        pytest.skip("replicate 2.x is not in build/clients: `make test` installs it")
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "tests" / "e2e" / "replicate2.py"), server.url],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "ok\n"), ended.stderr
