@@ -56,8 +56,10 @@ class Jobs:
     """Runs jobs on `engine`. `clock` is Unix time.
 
     At most `max_unfinished` are in hand. Finished ones are kept for `lifetime_s`, and of those no more than
-    take `limit_bytes` on the disk.
+    take `limit_bytes` on the disk. The pause is a class attribute, so that a test can have a short one.
     """
+
+    again_s = AGAIN_S
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class Jobs:
     async def stop(self) -> None:
         """Leave what is unfinished to the next process; the engine has stopped before."""
         if ending := [live.running for live in self._live.values() if live.running and live.ending]:
-            await asyncio.wait(ending, timeout=AGAIN_S)
+            await asyncio.wait(ending, timeout=self.again_s)
         tasks = [
             self._purging,
             *(task for live in self._live.values() for task in (live.running, live.beginning)),
@@ -123,7 +125,7 @@ class Jobs:
         if live is None:
             if len(self._live) >= self._max_unfinished:
                 message = f"{len(self._live)} jobs are unfinished, the limit is {self._max_unfinished}"
-                raise Overloaded(message, retry_after_s=AGAIN_S)
+                raise Overloaded(message, retry_after_s=self.again_s)
             request = msgspec.structs.replace(job.request, id=job.key.id)
             live = _Live(msgspec.structs.replace(job, request=request, created_s=self._clock()))
             self._live[job.key] = live
@@ -264,7 +266,7 @@ class Jobs:
         await live.stored.wait()
         live.ending = True
         while not await self._try_to_end(live, change, result):
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(self.again_s)
 
     async def _make(self, live: _Live) -> GenerationResult:
         """Run the request; what was accepted is never refused again, it waits until there is room."""
@@ -286,7 +288,7 @@ class Jobs:
                     raise
                 live.parked = isinstance(refusal, NotReady)
                 live.tell()
-                await asyncio.sleep(refusal.retry_after_s or AGAIN_S)
+                await asyncio.sleep(refusal.retry_after_s or self.again_s)
                 live.parked = False
 
     async def _begin(self, live: _Live) -> None:

@@ -225,8 +225,12 @@ def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:
         assert "Traceback" not in log
 
 
-def test_an_address_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
+def test_an_address_or_a_folder_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
     with running_server(tmp_path, ready=False) as server:
+        status, log = failed_start("--data-dir", str(tmp_path))
+        assert status == 2
+        (line,) = log.strip().splitlines()
+        assert "another server uses it" in line
         status, log = failed_start("--port", server.url.rpartition(":")[2])
         assert status == 2
         assert "cannot listen" in log
