@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import httpx
+import aiohttp
 
 from loadtests.outcomes import Load, Outcome
 from loadtests.report import as_json, as_table, plot
@@ -26,8 +26,9 @@ async def offer(
 ) -> list[Outcome]:
     """Send every request when it is due, with `body` added to it, and return what became of each."""
     loop = asyncio.get_running_loop()
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits, trust_env=False) as client:
+    timeout = aiohttp.ClientTimeout(TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as client:
         began = loop.time()
 
         def clock() -> float:
@@ -42,7 +43,7 @@ async def offer(
 
 
 async def _send(
-    client: httpx.AsyncClient, arrival: Arrival, clock: Callable[[], float], body: dict[str, object]
+    client: aiohttp.ClientSession, arrival: Arrival, clock: Callable[[], float], body: dict[str, object]
 ) -> Outcome:
     sent_s = clock()
     request = {
@@ -53,16 +54,17 @@ async def _send(
         **body,
     }
     try:
-        answer = await client.post("/v1/generate", json=request, headers={"Accept": "image/*"})
-    except httpx.HTTPError:
+        async with client.post("/v1/generate", json=request, headers={"Accept": "image/*"}) as answer:
+            content = await answer.read()
+    except (aiohttp.ClientError, TimeoutError):
         return Outcome(arrival, sent_s, clock(), 0, 0)
     wait = answer.headers.get("Retry-After")
     return Outcome(
         arrival,
         sent_s,
         clock(),
-        answer.status_code,
-        len(answer.content),
+        answer.status,
+        len(content),
         None if wait is None else float(wait),
         stages(answer.headers.get("Server-Timing", "")),
     )

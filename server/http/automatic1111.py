@@ -325,7 +325,7 @@ def _progress(engine: Engine, running: Running, caller: str, *, now: float) -> d
             "job_count": pictures,
             "job_timestamp": "0",
             "job_no": finished,
-            "sampling_step": first.steps_done // max(1, first.pictures) if first else 0,
+            "sampling_step": -(-first.steps_done // first.pictures) if first and first.pictures else 0,
             "sampling_steps": calls[0].request.steps if calls else 0,
         },
         "current_image": None,

@@ -30,7 +30,7 @@ from server.errors import (
 )
 from server.generation import GenerationRequest, GenerationResult
 from server.http.accept import accepted_types
-from server.http.body import RequestBody, json_schema, read_json, shown
+from server.http.body import NOT_YET, RequestBody, json_schema, read_json, shown
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
@@ -42,6 +42,7 @@ from server.http.running import Call, Running, caller_of
 
 COG_VERSION: Final = "0.23.1"  # whose answers these are
 PREDICTION_ID: Final = re.compile(r"[^\x00-\x1f\x7f/]{1,128}")
+ASYNC: Final = "respond-async"
 ID_RULE: Final = "text of 1 to 128 characters, without slashes and control characters"
 STATUSES: Final = {
     **STATUS,
@@ -160,6 +161,8 @@ def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
         return _json({})
 
     async def answer(http: Request, body: PredictionBody, name: str) -> Response:
+        if http.headers.get("prefer") == ASYNC:
+            raise InvalidRequest(f"Prefer is {ASYNC}, {NOT_YET}", field="prefer")
         if "text/event-stream" in accepted_types(http.headers.get("accept", "")):
             raise NotAcceptable("there is no stream of a prediction; allowed: Accept: application/json")
         caller = caller_of(http)

@@ -40,6 +40,10 @@ ENGINE_ERRORS: Final = (
     "generation_failed",
     "internal_error",
 )
+HEAD_TOO_LARGE: Final = {  # said before any route is found
+    "description": "The head of the request is too large",
+    "content": {"application/json": {}},
+}
 JSON_CONTENT: Final[dict[str, Any]] = {"application/json": {}}
 
 
@@ -66,6 +70,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     """Return the description of all routes of `app`."""
     schemas: dict[str, Any] = {}
     api: dict[str, Any] = _gather(app.openapi(), schemas)
+    for operation in (each for methods in api["paths"].values() for each in methods.values()):
+        operation["responses"]["431"] = HEAD_TOO_LARGE
     schemas.update(api.get("components", {}).get("schemas", {}))
     return api | {"components": {"schemas": schemas}}
 

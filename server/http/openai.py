@@ -44,6 +44,7 @@ from server.http.seeds import given_or_drawn
 from server.idempotency import Answers
 
 MAX_N: Final = 10
+URL_MODELS: Final = ("dall-e-2", "dall-e-3")  # who asks for these reads addresses unless it says otherwise
 SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 SIZE_RULE: Final = (
     f'"auto" or "WIDTHxHEIGHT", each a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE}'
@@ -223,7 +224,8 @@ def render_error(request: Request, error: ServerError) -> Response:
 
 
 def _datum(body: ImagesBody, image: Image) -> dict[str, Any]:
-    if body.response_format == "url":
+    default = "url" if body.model in URL_MODELS else "b64_json"
+    if (body.response_format or default) == "url":
         return {"url": Picture(image.data, prefix=f"data:{image.content_type};base64,"), "seed": image.seed}
     return {"b64_json": Picture(image.data), "seed": image.seed}
 

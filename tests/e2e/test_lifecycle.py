@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+import loadtests.servers
+from loadtests.leaving import leave
 from model.verify import verify, write_sums
 from tests.e2e.conftest import ROOT, Server, running_server
 
@@ -87,17 +89,10 @@ def test_what_is_not_finished_in_time_is_answered_before_the_end(tmp_path: Path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
 
 
-def test_a_client_that_leaves_takes_its_work_with_it(tmp_path: Path) -> None:
+def test_clients_that_leave_take_their_work_with_them(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
-        with ThreadPoolExecutor(1) as clients:
-            leaving = clients.submit(
-                lambda: httpx.post(f"{server.url}/v1/generate", json=LONG | {"num_images": 8}, timeout=0.5)
-            )
-            wait_in_hand(server)
-            assert isinstance(leaving.exception(), httpx.ReadTimeout)
-        began = time.monotonic()
-        assert post(server, 1, width=256, height=256).status_code == 200
-        assert time.monotonic() - began < 5, "eight large pictures were made for nobody"
+        row = leave(loadtests.servers.Server(server.url, server.process.pid), clients=24)
+        assert row.steps_after <= 1, "no more than the step that was running"
         assert "outcome=client_gone" in server.log
 
 

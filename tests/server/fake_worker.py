@@ -1,8 +1,9 @@
 """A worker without a model: it speaks the real protocol and misbehaves as the prompt asks.
 
 Prompts: `sleep S`, `die`, `fail`, `hang`, `garbage`, `oversized`, `other id`, `twice`, `die once PATH`;
-`late` with a deadline is dropped for it just when a later one comes in; `meet PATH` stays outside of any
-step, and is answered where the path exists and four such pictures are in hand at once.
+`half` tells of two steps and of no end; `late` with a deadline is dropped for it just when a later one comes
+in; `meet PATH` stays outside of any step, and is answered where the path exists and four such pictures are in
+hand at once.
 A picture's bytes name its id, seed and size, so that a mix-up shows.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from server.costs import CostTable
 from server.generation import Image, ImageRequest, ModelInfo, Timings
-from server.protocol import Cancel, Done, Failed, Fatal, Ready, Revise, Start, Stepping, Stop, Submit
+from server.protocol import Cancel, Done, Failed, Fatal, Ready, Revise, Start, Stepped, Stepping, Stop, Submit
 from server.worker.connection import Connection
 
 MEETING = threading.Barrier(4)
@@ -53,6 +54,13 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
                 os._exit(1)
             time.sleep(0.5)
         case "hang":
+            return
+        case "half":
+            for _ in range(2):
+                connection.send(Stepping(lane=threading.get_ident(), ids=[request.id]))
+                connection.send(
+                    Stepped(kind="denoise", lane=threading.get_ident(), images=1, tokens=256, seconds=0.1)
+                )
             return
         case "late" if request.deadline_s is not None:
             return

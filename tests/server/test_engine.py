@@ -26,6 +26,7 @@ from server.errors import (
 from server.generation import GenerationRequest
 from server.metrics import Metrics
 from server.protocol import Start
+from server.roster import Progress
 
 COMMAND = (sys.executable, "-m", "tests.server.fake_worker")
 NAMES = iter(range(10**9))
@@ -256,6 +257,23 @@ def test_a_request_can_be_cancelled_by_its_id(capfd: pytest.CaptureFixture[str])
 
     run(story)
     assert sorted(re.findall(r"cancelled unwanted#\d+/(\d)", capfd.readouterr().err)) == ["0", "1"]
+
+
+def test_how_far_a_request_is_can_be_asked() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            asked = asyncio.create_task(ask(engine, request("half", id="mine", num_images=2, steps=4)))
+            others = asyncio.create_task(ask(engine, request("hang")))
+            while engine.progress("mine").steps_done < 4:
+                await asyncio.sleep(0.01)
+            assert engine.progress("mine") == Progress(pictures=2, steps_done=4, steps=8)
+            assert engine.progress("nobody's") == Progress(pictures=0, steps_done=0, steps=0)
+            await engine.cancel("mine")
+            assert await asked == Cancelled.code
+            assert engine.progress("mine").pictures == 0
+            others.cancel()
+
+    run(story)
 
 
 def test_a_deadline_is_kept_even_by_a_worker_that_hangs() -> None:

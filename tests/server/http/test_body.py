@@ -65,6 +65,34 @@ def test_no_body_is_a_fault_of_the_server(client: httpx.Client, path: str, body:
         assert 0 < len(error["message"]) < 1000
 
 
+@pytest.mark.parametrize("path", ["/hf", "/sdapi/v1/txt2img", "/sdapi/v1/options", "/predictions"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"\\ud800"',
+        "NaN",
+        "1e400",
+        "9" * 4000,
+        '{"\\ud800": "\\ud800"}',
+        "[" * 5000,
+        '{"prompt": "\\ud800"}',
+        '{"prompt": "a", "seed": 1e400}',
+        '{"width": "\\ud800", "prompt": {}}',
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_json_hardly_knows_is_the_fault_of_who_sent_it(
+    client: httpx.Client, path: str, text: str
+) -> None:
+    fields = ("inputs", "prompt", "parameters", "input", "width", "seed", "sd_model_checkpoint")
+    bodies = [text, *(f'{{"{field}": {text}}}' for field in fields), f'{{"\\ud800": {text}}}']
+    for body in bodies:
+        answer = client.post(path, content=body, headers=JSON_TYPE)
+        assert answer.status_code in (200, 400, 404, 422), body
+        assert len(answer.content) < 1500 or answer.status_code == 200
+        assert "Traceback" not in answer.text
+
+
 def test_a_long_prompt_is_not_sent_back(client: httpx.Client) -> None:
     answer = client.post("/v1/generate", json={"prompt": "a" * 60 + "secret" * 6000})
     assert answer.status_code == 422

@@ -132,6 +132,12 @@ def test_nobody_sees_or_ends_the_prediction_of_another() -> None:
         assert running.result()["body"]["status"] == "canceled"
 
 
+def test_what_is_not_waited_for_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/predictions", json={"input": {"prompt": "a"}}, headers={"Prefer": "respond-async"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["msg"].startswith("Prefer is respond-async, not supported by this")
+
+
 def test_the_index_is_for_programs_and_people_are_sent_to_the_documentation(client: httpx.Client) -> None:
     assert client.get("/").json()["predictions_url"] == "/predictions"
     page = client.get("/", headers={"Accept": HTML})

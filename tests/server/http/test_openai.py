@@ -79,6 +79,22 @@ def test_up_to_ten_pictures_with_seeds_that_follow(api: openai.OpenAI, n: int) -
     assert len({datum.b64_json for datum in answer.data or []}) == n
 
 
+@pytest.mark.parametrize(
+    ("model", "asked", "field"),
+    [
+        ("dall-e-3", None, "url"),
+        ("dall-e-2", "b64_json", "b64_json"),
+        ("gpt-image-1", None, "b64_json"),
+        ("flux-schnell", "url", "url"),
+    ],
+)
+def test_who_asks_for_an_old_model_reads_addresses(
+    api: openai.OpenAI, model: str, asked: Any, field: str
+) -> None:
+    (datum,) = api.images.generate(prompt="a", model=model, response_format=asked).data or []
+    assert [name for name in ("url", "b64_json") if getattr(datum, name)] == [field]
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_addresses_carry_the_picture(api: openai.OpenAI, engine: FakeEngine, kind: Any) -> None:
     answer = api.images.generate(

@@ -1,0 +1,28 @@
+// The Vercel AI SDK's providers for OpenAI and what is compatible, against the server at SERVER.
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { generateImage } from "ai";
+import { attempt, kindOf } from "./outcomes.mjs";
+
+const baseURL = `${process.env.SERVER}/v1`;
+const providers = {
+  openai: createOpenAI({ baseURL, apiKey: "unused" }),
+  compatible: createOpenAICompatible({ name: "schnell", baseURL, apiKey: "unused" }),
+};
+
+const pictures = async (provider, request) => {
+  const model = providers[provider].imageModel("flux-schnell");
+  const { images } = await generateImage({ model, prompt: "a cat", size: "256x256", maxRetries: 0, ...request });
+  return images.map(each => kindOf(each.uint8Array));
+};
+
+const outcomes = {};
+for (const provider of Object.keys(providers)) {
+  outcomes[provider] = {
+    one: await attempt(() => pictures(provider, {})),
+    several: await attempt(() => pictures(provider, { n: 3 })),
+    bad: await attempt(() => pictures(provider, { size: "100x100" })),
+    left: await attempt(() => pictures(provider, { size: "1536x1536", abortSignal: AbortSignal.timeout(200) })),
+  };
+}
+console.log(JSON.stringify(outcomes));
