@@ -14,11 +14,7 @@ from server.generation import ModelInfo
 from server.http.body import shown
 from server.http.exchange import exchange_of
 
-MODEL_IDS: Final = (
-    "flux-schnell",
-    "black-forest-labs/FLUX.1-schnell",
-    "black-forest-labs/flux-schnell",  # as Replicate spells it
-)
+MODEL_IDS: Final = ("flux-schnell", "black-forest-labs/FLUX.1-schnell")
 
 
 @dataclass(frozen=True, slots=True)

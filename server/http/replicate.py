@@ -32,7 +32,7 @@ from server.webhooks import Payload
 
 DIALECT: Final = "replicate"
 PREFIXES: Final = ("/v1", "/replicate/v1", "/v1/v1")
-MODEL: Final = "black-forest-labs/flux-schnell"
+MODEL: Final = "black-forest-labs/flux-schnell"  # as it is called there
 CURSOR: Final = re.compile(r"[1-9][0-9]{0,17}")
 PAGE: Final = 100
 LONGEST_WAIT_S: Final = 60
@@ -152,12 +152,12 @@ def replicate_router(
 
     @router.get("/models/{owner}/{name}", summary="The model", responses=KNOWN)
     async def get_model(http: Request, owner: str, name: str) -> Response:
-        leniency.check_model(f"{owner}/{name}", engine.model, http, field="model")
+        check(http, f"{owner}/{name}", engine.model, field="model")
         return _json(model_object(owner, name, engine.model, base_url=outputs.base_url(http)))
 
     @router.get("/models/{owner}/{name}/versions", summary="Its one version", responses=KNOWN)
     async def list_versions(http: Request, owner: str, name: str) -> Response:
-        leniency.check_model(f"{owner}/{name}", engine.model, http, field="model")
+        check(http, f"{owner}/{name}", engine.model, field="model")
         versions = [version_object(version_of(engine.model))]
         return _json({"previous": None, "next": None, "results": versions})
 
@@ -167,18 +167,22 @@ def replicate_router(
         responses=KNOWN,
     )
     async def get_version(http: Request, owner: str, name: str, version_id: str) -> Response:
-        leniency.check_model(f"{owner}/{name}", engine.model, http, field="model")
+        check(http, f"{owner}/{name}", engine.model, field="model")
         return _json(version_object(version_id[:MAX_NAME_CHARS]))
 
     @router.get("/webhooks/default/secret", summary="The key of webhook signatures", responses=described())
     async def get_webhook_secret() -> Response:
         return _json({"key": jobs.webhooks.secret})
 
+    def check(http: Request, name: str, model: ModelInfo, *, field: str) -> None:
+        if name != MODEL:
+            leniency.check_model(name, model, http, field=field)
+
     async def create(http: Request, body: PredictionCreate, name: str, version: str) -> Response:
         wait_s = wanted_wait_s(http)
         model = _loaded(engine)
         if model is not None:
-            leniency.check_model(name, model, http, field="version" if body.version else "model")
+            check(http, name, model, field="version" if body.version else "model")
         base_url = outputs.base_url(http)
         wanted = Job(
             key=_key(http, new_job_id()),

@@ -1,12 +1,15 @@
 """For those who run the server: probes, metrics, and documentation that is true and needs nobody else."""
 
 import re
+from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from server.app import leniencies, routers
+from server.app import leniencies, open_jobs, routers
+from server.engine import Engine
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.settings import Settings
@@ -26,13 +29,17 @@ def test_probes(method: str) -> None:
         assert loading.headers["retry-after"] == "1"
 
 
-def test_every_route_is_described_and_every_example_works(client: httpx.Client, engine: FakeEngine) -> None:
+def test_every_route_is_described_and_every_example_works(
+    client: httpx.Client, engine: FakeEngine, tmp_path: Path
+) -> None:
     api = client.get("/openapi.json").json()
     metrics = Metrics()
     answers = Answers(0, metrics=metrics)
+    settings, fake = Settings(data_dir=tmp_path), cast(Engine, engine)
+    jobs, outputs = open_jobs(settings, fake, metrics)
     served = {
         (route.path.replace(":path", ""), method.lower())
-        for router in routers(engine, metrics, answers, leniencies(Settings()))  # type: ignore[arg-type]
+        for router in routers(fake, metrics, answers, jobs, outputs, leniencies(settings))
         for route in router.routes
         if isinstance(route, APIRoute) and route.include_in_schema
         for method in route.methods
