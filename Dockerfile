@@ -28,7 +28,8 @@ RUN groupadd --gid 10001 flux && useradd --uid 10001 --gid flux --no-create-home
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 WORKDIR /app
-# Nothing is written outside of /tmp.
+# Nothing is written outside of /tmp. Since 0.0.0.0 is not loopback, a container needs a file of API keys, or
+# FLUX_INSECURE_NO_AUTH=true where its port is published only to those who may use it.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -28,11 +28,12 @@ from pydantic import BaseModel, Field
 from loadtests.instant_worker import PICTURE
 from loadtests.outcomes import quantile
 from loadtests.report import keep, machine
-from server.app import assemble, leniencies, open_jobs, worker_starts
+from server.app import assemble, open_jobs, worker_starts
 from server.engine import Engine
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,14 +130,15 @@ def serve_ours(settings: Settings, port: int) -> None:
         worker_starts(settings, cores=1),
         metrics=metrics,
         max_backlog_s=settings.max_backlog_s,
+        default_deadline_s=None,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=0,
         command=WORKER,
     )
-    jobs, outputs = open_jobs(settings, engine, metrics)
+    jobs, outputs = open_jobs(settings, engine, metrics, Quotas())
     answers = Answers(0, metrics=metrics)
-    app = assemble(engine, metrics, answers, jobs, outputs, leniencies(settings))
+    app = assemble(engine, metrics, answers, jobs, outputs)
     uvicorn.run(
         app, host="127.0.0.1", port=port, http=Connection, ws="none", log_config=None, access_log=False
     )

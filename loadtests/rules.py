@@ -192,6 +192,8 @@ def _admit(number: int, request: Request, admission: Admission, devices: int, se
 def _complete(device: Device, admission: Admission, served: Served) -> None:
     step, device.step = device.step, None
     assert step is not None, "it was chosen for having one"
+    for entry in step.entries:
+        admission.progress(served.admitted[int(entry.id)], step.kind)
     for entry in device.batcher.complete(step):
         number = int(entry.id)
         del device.in_hand[entry.id]

@@ -11,26 +11,28 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from server import __version__, logs
-from server.app import build_app
+from server.app import build_service
 from server.engine import Engine
 from server.errors import StorageUnavailable
 from server.http.connection import Connection
+from server.keys import KeysFileError
 from server.settings import Settings, unknown_variables
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CHECKPOINT: Final = 3
 CLOSE_S: Final = 5  # for answers that are being written when everything else is done
-KEEP_ALIVE_S: Final = 75  # proxies let go of an idle connection after 60 s; the server should not be first
 HANDSHAKE_S: Final = 10.0  # asyncio would wait a minute for a client that opens TLS and says nothing
 BACKLOG: Final = 2048
 
@@ -43,50 +45,82 @@ def main() -> int:
     if settings is None:
         return EXIT_USAGE
     logs.configure(log_format=settings.log_format, log_level=settings.log_level)
+    addresses = [(settings.host, settings.port)]
+    if settings.ops_port is not None:
+        addresses.append((settings.ops_host, settings.ops_port))
     try:
-        listener = _listen(settings.host, settings.port)
-    except OSError as error:
-        _complain(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
+        listeners = [_listen(host, port) for host, port in addresses]
+    except _CannotListen as error:
+        _complain(str(error))
         return EXIT_USAGE
     with asyncio.Runner(loop_factory=_Loop) as runner:
-        return runner.run(_serve(settings, listener))
+        return runner.run(_serve(settings, *listeners))
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> int:
+async def _serve(
+    settings: Settings, listener: socket.socket, ops_listener: socket.socket | None = None
+) -> int:
     try:
-        app, engine = build_app(settings)
+        service = build_service(settings)
+    except KeysFileError as error:
+        _complain(f"--api-keys-file: {error}")
+        return EXIT_USAGE
     except StorageUnavailable as error:
         _complain(f"--data-dir {settings.data_dir}: {error.message}")
         return EXIT_USAGE
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        server_header=False,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=CLOSE_S,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-    )
+    config = _config(service.api, settings, tls_cert=settings.tls_cert, tls_key=settings.tls_key)
     try:
         config.load()
     except (ssl.SSLError, OSError) as error:
         _complain(f"--tls-cert and --tls-key are not a PEM certificate and its key: {error}")
         return EXIT_USAGE
     server = _Server(config)
-    ending = asyncio.create_task(_end_in_order(server, engine, settings.drain_s))
-    scheme = "https" if settings.tls_cert else "http"
-    host, port = listener.getsockname()[:2]
-    log.info(
-        "listening", url=f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", version=__version__
-    )
+    ending = asyncio.create_task(_end_in_order(server, service.engine, settings.drain_s))
+    log.info("listening", url=_url(listener, "https" if settings.tls_cert else "http"), version=__version__)
     try:
-        await server.serve(sockets=[listener])
+        async with _operations(service.ops, settings, ops_listener):
+            await server.serve(sockets=[listener])
         return ending.result() if ending.done() else EXIT_FAILURE
     finally:
         ending.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _operations(
+    app: FastAPI | None, settings: Settings, listener: socket.socket | None
+) -> AsyncIterator[None]:
+    """Serve the port for operations meanwhile, if there is one."""
+    if app is None or listener is None:
+        yield
+        return
+    server = _Server(_config(app, settings))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    log.info("listening_for_operations", url=_url(listener, "http"))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def _config(
+    app: FastAPI, settings: Settings, *, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        root_path=settings.root_path,
+        timeout_graceful_shutdown=CLOSE_S,
+        timeout_keep_alive=settings.keep_alive_s,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
 
 
 async def _end_in_order(server: "_Server", engine: Engine, drain_s: float) -> int:
@@ -152,9 +186,21 @@ def _settings() -> Settings | None:
     return None
 
 
+class _CannotListen(Exception):
+    pass
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise _CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def _url(listener: socket.socket, scheme: str) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _complain(line: str) -> None:

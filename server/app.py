@@ -3,11 +3,14 @@
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
@@ -15,6 +18,7 @@ from server.addresses import Addresses, networks
 from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
+from server.http.auth import Door
 from server.http.automatic1111 import automatic1111_router
 from server.http.cog import cog_router
 from server.http.errors import render_error
@@ -22,40 +26,90 @@ from server.http.huggingface import huggingface_router
 from server.http.leniency import Leniency
 from server.http.native import native_router
 from server.http.openai import openai_router
-from server.http.ops import ops_router
+from server.http.ops import ops_router, probes_router
 from server.http.outputs import Outputs, files_router
 from server.http.replicate import DIALECT, replicate_payload, replicate_routers
 from server.idempotency import Answers
 from server.job_store import JobStore
 from server.jobs import Jobs
+from server.keys import KeysFile
 from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.protocol import Start
+from server.quotas import Quotas
 from server.settings import DIALECTS, Settings
+from server.usage import UsageFile
 from server.webhooks import Webhooks
 
+PREFLIGHT_S: Final = 3600  # that browsers may remember what is allowed
+EXPOSED_HEADERS: Final = (
+    "Cache-Status",
+    "ETag",
+    "Idempotent-Replayed",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-Id",
+    "X-Seed",
+    "X-Steps",
+    "X-Should-Retry",
+    "X-Fal-Request-Id",
+)
 
-def build_app(settings: Settings) -> tuple[FastAPI, Engine]:
-    """Return the application and the engine behind it.
 
-    The application starts the engine and leaves stopping it to its caller, who knows why it ends. Raises
-    `StorageUnavailable` where jobs cannot be kept, as when another server has the data directory.
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What of the settings concerns HTTP. With `ops_apart` metrics and documentation are on another port."""
+
+    door: Door = field(default_factory=Door)
+    usage: UsageFile | None = None
+    leniency: Mapping[str, Leniency] = field(default_factory=lambda: leniencies(Settings()))
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = Settings.model_fields["max_body_mb"].default << 20
+    ops_apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`api` starts the engine and leaves stopping it to its caller, who knows why it ends.
+
+    `ops` is for the port of operations, where there is one.
     """
+
+    api: FastAPI
+    ops: FastAPI | None
+    engine: Engine
+
+
+def build_service(settings: Settings) -> Service:
+    """Make everything that the settings ask for; raises `KeysFileError` and `StorageUnavailable`."""
     metrics = Metrics()
     engine = Engine(
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
         metrics=metrics,
         max_backlog_s=settings.max_backlog_s,
+        default_deadline_s=settings.default_deadline_ms / 1000 or None,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=settings.image_cache_mb << 20,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    jobs, outputs = open_jobs(settings, engine, metrics)
-    return assemble(engine, metrics, answers, jobs, outputs, leniencies(settings)), engine
+    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
+    edge = Edge(
+        door=door,
+        usage=UsageFile(_at_home(settings.data_dir) / "usage.json", door.quotas) if door.keys else None,
+        leniency=leniencies(settings),
+        cors_origins=settings.cors_origin_list,
+        max_body_bytes=settings.max_body_mb << 20,
+        ops_apart=settings.ops_port is not None,
+    )
+    jobs, outputs = open_jobs(settings, engine, metrics, door.quotas)
+    api = assemble(engine, metrics, answers, jobs, outputs, edge)
+    return Service(api, assemble_ops(engine, metrics, api) if edge.ops_apart else None, engine)
 
 
-def open_jobs(settings: Settings, engine: Engine, metrics: Metrics) -> tuple[Jobs, Outputs]:
+def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quotas) -> tuple[Jobs, Outputs]:
     """Return the jobs of the data directory, which is now this process's, and how their pictures are given.
 
     Raises `StorageUnavailable`.
@@ -73,6 +127,7 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics) -> tuple[Job
         files,
         Webhooks(store, payloads, addresses, metrics=metrics),
         metrics=metrics,
+        quotas=quotas,
         lifetime_s=settings.jobs_ttl_s,
         limit_bytes=settings.jobs_disk_mb << 20,
         max_unfinished=settings.max_unfinished_jobs,
@@ -92,18 +147,54 @@ def assemble(
     answers: Answers,
     jobs: Jobs,
     outputs: Outputs,
-    leniency: Mapping[str, Leniency],
+    edge: Edge | None = None,
 ) -> FastAPI:
     """Put the routes of all dialects around an engine."""
+    edge = edge or Edge()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
         await jobs.start()
-        yield
-        await jobs.stop()
+        async with edge.usage.kept() if edge.usage else nullcontext():
+            yield
+            await jobs.stop()
 
-    app = FastAPI(
+    app = _bare(lifespan)
+    app.state.door = edge.door
+    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=edge.max_body_bytes)
+    if edge.cors_origins:  # around all, so that a browser can read every failure
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=edge.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+            max_age=PREFLIGHT_S,
+        )
+    ops = [] if edge.ops_apart else [ops_router(metrics, app)]
+    _include(
+        app,
+        [
+            probes_router(engine, metrics),
+            *ops,
+            *dialect_routers(engine, answers, jobs, outputs, edge.leniency),
+        ],
+    )
+    return app
+
+
+def assemble_ops(engine: Engine, metrics: Metrics, api: FastAPI) -> FastAPI:
+    """Put what is for those who run the server into an application of its own, which asks for no key."""
+    app = _bare()
+    app.state.door = Door()
+    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=0)
+    _include(app, [probes_router(engine, metrics), ops_router(metrics, api)])
+    return app
+
+
+def _bare(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
+    return FastAPI(
         title="schnell-server",
         version=__version__,
         lifespan=lifespan,
@@ -112,26 +203,20 @@ def assemble(
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(AccessMiddleware, metrics=metrics)
-    everything = routers(engine, metrics, answers, jobs, outputs, leniency)
-    for router in everything:
+
+
+def _include(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    for router in routers:
         app.include_router(router)
-    routes = [route for router in everything for route in router.routes]
+    routes = [route for router in routers for route in router.routes]
     app.add_exception_handler(HTTPException, _answer_unrouted(routes))
-    return app
 
 
-def routers(
-    engine: Engine,
-    metrics: Metrics,
-    answers: Answers,
-    jobs: Jobs,
-    outputs: Outputs,
-    leniency: Mapping[str, Leniency],
+def dialect_routers(
+    engine: Engine, answers: Answers, jobs: Jobs, outputs: Outputs, leniency: Mapping[str, Leniency]
 ) -> Sequence[APIRouter]:
     """Return the routes of all dialects; of two that take a path the first answers."""
     return (
-        ops_router(engine, metrics),
         native_router(engine, answers),
         *replicate_routers(engine, jobs, outputs, leniency["replicate"]),  # knows OpenAI's owner/name too
         openai_router(engine, answers, leniency["openai"]),

@@ -315,8 +315,7 @@ class Batcher:
 
     def _speed(self, places: Sequence[_Place]) -> float:
         """Device-seconds of work that a step of `places` gets done in a second."""
-        rows_s = sum(place.bill.rows_s for place in places)
-        return rows_s / self.costs.formula_s(rows_s, sizes=len({place.entry.size for place in places}))
+        return self.costs.efficiency([place.bill.shape for place in places])
 
     def _bearable(self, places: Sequence[_Place], now: float) -> bool:
         """Whether all deadlines in a step still hold if the steps to come take as long as this one."""

@@ -170,6 +170,16 @@ class Costs:
         seconds = max(self.table.step_floor_s, self.table.step_fixed_s + rows_s)
         return seconds * self.table.mixing if sizes > 1 else seconds
 
+    def efficiency(self, shapes: Sequence[Shape]) -> float:
+        """Return the part of a denoising step's predicted time that its rows take, 0 to 1.
+
+        The rest is paid whatever the rows are: launches, weights that are read, and for mixing sizes. A full
+        step of one size is near 1, a picture alone on a fast device far below.
+        """
+        rows_s = sum(self.rows_s(shape) for shape in shapes)
+        seconds = self.formula_s(rows_s, sizes=len({shape[:2] for shape in shapes}))
+        return rows_s / seconds if seconds else 1.0
+
     def decode_s(self, shape: Shape) -> float:
         """Seconds to decode one picture."""
         pixels = shape.width * shape.height

@@ -7,13 +7,14 @@ or with one error of `server.errors`.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
 import structlog
 
-from server.admission import Admission, Admitted, auto_steps
+from server.admission import Admission, Admitted
 from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
@@ -31,25 +32,26 @@ from server.protocol import (
     Submit,
     ToFront,
 )
-from server.result import result_of
+from server.result import forecast_of, result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
     UNWATCHED,
-    EngineStats,
     Pending,
     Progress,
     Waiter,
     Watch,
     Worker,
     end_hanging,
-    is_hopeless,
     leave,
     progress_of,
     refusal_of,
     wait_for,
     waiters_of,
+    workers_hoped_for,
+    workers_ready,
 )
 from server.router import choose
+from server.stats import EngineStats, ServerState, by_priority, stats_of
 from server.supervisor import WORKER_COMMAND, State, Supervisor
 
 MAX_ATTEMPTS: Final = 2  # beside others: a worker that dies between steps accuses nobody in particular
@@ -73,14 +75,15 @@ class Engine:
         *,
         metrics: Metrics,
         max_backlog_s: float,
-        auto_steps_backlog_s: float,
+        default_deadline_s: float | None,
+        auto_steps_backlog_s: Sequence[float],
         hang_s: float,
         image_cache_bytes: int,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
-        self._admission = Admission(max_backlog_s)
-        self._auto_steps_backlog_s = auto_steps_backlog_s
+        self._admission = Admission(max_backlog_s, auto_steps_backlog_s)
+        self._default_deadline_s = default_deadline_s
         self._hang_s = hang_s
         self._gallery = Gallery(image_cache_bytes, metrics=metrics)
         self._watch: asyncio.Task[None] | None = None
@@ -96,13 +99,17 @@ class Engine:
             Worker(
                 Supervisor(
                     start,
-                    on_message=self._hearer(index),
-                    on_change=self._changer(index),
+                    on_message=partial(self._hear, index),
+                    on_change=partial(self._change, index),
                     command=command,
                 )
             )
             for index, start in enumerate(starts)
         ]
+        metrics.watch(
+            backlog_s=lambda: self._admission.backlog_s,
+            waiting=lambda priority: by_priority(self._unanswered, began=False)[priority],
+        )
 
     async def start(self) -> None:
         """Spawn the workers; returns before they are ready."""
@@ -128,7 +135,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether requests are welcome: a worker is ready and the server is not draining."""
-        return not self._stopping and self._workers_ready() > 0
+        return not self._stopping and workers_ready(self._workers) > 0
 
     @property
     def model(self) -> ModelInfo:
@@ -138,47 +145,34 @@ class Engine:
         return self._model
 
     def steps_for_auto(self) -> int:
-        """Return the steps that `num_inference_steps: "auto"` gets right now."""
-        backlog_s = self._admission.backlog_s / max(1, self._workers_hoped_for())
-        return auto_steps(backlog_s, step_down_s=self._auto_steps_backlog_s)
+        """Choose the steps of a request with `num_inference_steps: "auto"`."""
+        steps = self._admission.auto_steps(self.model, workers=workers_hoped_for(self._workers))
+        self._metrics.auto_steps(steps)
+        return steps
 
     def stats(self) -> EngineStats:
-        return EngineStats(
-            backlog_s=self._admission.backlog_s,
-            in_hand=sum(len(worker.in_hand) for worker in self._workers),
-            waiting=len(self._waiting) + len(self._suspects),
-            workers=len(self._workers),
-            workers_ready=self._workers_ready(),
-        )
+        """Return what is going on now; the cost grows with the pictures in hand."""
+        state = ServerState.READY if self.ready else ServerState.LOADING
+        state = ServerState.DRAINING if self._stopping else state
+        return stats_of(self._workers, self._unanswered, self._admission, state=state, model=self._model)
 
     async def submit(
         self, request: GenerationRequest, reuse: Reuse = Reuse.NEVER, watch: Watch = UNWATCHED
     ) -> GenerationResult:
         """Make or find the pictures of `request`; cancelling this call cancels work that nobody else awaits.
 
-        Raises `Overloaded`, `NotReady`, `DeadlineExceeded`, `WorkerLost`, `GenerationFailed` or `Cancelled`.
+        A request without a deadline has the server's. Raises `Overloaded`, `NotReady`, `DeadlineExceeded`,
+        `WorkerLost`, `GenerationFailed` or `Cancelled`.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        waiters = self._admit(request, reuse, watch, now=began)
-        try:
-            watch.admitted()
-            self._dispatch()
-            async with asyncio.timeout(request.deadline_s):
-                images = await asyncio.gather(*(waiter.answer for waiter in waiters))
-        except TimeoutError:
-            message = f"the request was not finished within its deadline of {request.deadline_s:g} s"
-            raise DeadlineExceeded(message) from None
-        finally:
-            for abandoned in leave(waiters):
-                self._withdraw(abandoned)
-            self._dispatch()
-        return result_of(request, images, waiters, model=self.model.name, total_s=loop.time() - began)
+        if request.deadline_s is None:
+            request = msgspec.structs.replace(request, deadline_s=self._default_deadline_s)
+        with self._metrics.deadline(request.deadline_s):
+            return await self._answer(request, reuse, watch)
 
-    async def cancel(self, request_id: str) -> None:
-        """End the calls of `submit` with this request id, if there are any, with `Cancelled`."""
+    async def cancel(self, request_id: str, *, key: str = "") -> None:
+        """End the calls of `submit` with this id, from the API key of this name, with `Cancelled`."""
         for waiter in waiters_of(self._unanswered):
-            if waiter.request_id == request_id:
+            if (waiter.key, waiter.request_id) == (key, request_id):
                 waiter.settle(Cancelled("the request was cancelled"))
 
     def progress(self, request_id: str) -> Progress:
@@ -197,6 +191,26 @@ class Engine:
             self._watch.cancel()
         await asyncio.gather(*(worker.supervisor.stop() for worker in self._workers))
 
+    async def _answer(self, request: GenerationRequest, reuse: Reuse, watch: Watch) -> GenerationResult:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        waiters = self._admit(request, reuse, watch, now=began)
+        try:
+            watch.admitted()
+            forecast = forecast_of(waiters, self._admission, now=began)
+            self._dispatch()
+            async with asyncio.timeout(request.deadline_s):
+                images = await asyncio.gather(*(waiter.answer for waiter in waiters))
+        except TimeoutError:
+            message = f"the request was not finished within its deadline of {request.deadline_s:g} s"
+            raise DeadlineExceeded(message) from None
+        finally:
+            for abandoned in leave(waiters):
+                self._withdraw(abandoned)
+            self._dispatch()
+        total_s = loop.time() - began
+        return result_of(request, images, waiters, forecast=forecast, model=self.model.name, total_s=total_s)
+
     def _admit(self, request: GenerationRequest, reuse: Reuse, watch: Watch, *, now: float) -> list[Waiter]:
         """Let the request wait for its pictures; those that need no run of their own are never refused."""
         if self._stopping:
@@ -210,7 +224,7 @@ class Engine:
         lacking = [image for image, picture in zip(images, found, strict=True) if picture is None]
         admitted = iter(self._let_in(lacking, model, deadline_s=request.deadline_s) if lacking else ())
         pictures = [
-            picture or Pending(image, key, next(admitted), deadline)
+            picture or Pending(image, key, next(admitted), deadline, came=now)
             for image, key, picture in zip(images, keys, found, strict=True)
         ]
         runs = [each for each in pictures if isinstance(each, Pending) and not each.waiters]
@@ -222,18 +236,16 @@ class Engine:
     def _let_in(
         self, images: list[ImageRequest], model: ModelInfo, *, deadline_s: float | None
     ) -> list[Admitted]:
-        workers = self._workers_hoped_for()
+        workers = workers_hoped_for(self._workers)
         if workers == 0:
             raise NotReady("no worker is running", retry_after_s=RETRY_SOON_S)
-        admitted = self._admission.admit(images, model, workers=workers, deadline_s=deadline_s)
-        self._metrics.backlog(self._admission.backlog_s)
-        return admitted
+        return self._admission.admit(images, model, workers=workers, deadline_s=deadline_s)
 
     def _wait_for(
         self, picture: Image | Pending, request: GenerationRequest, watch: Watch, *, deadline: float | None
     ) -> Waiter:
         """Let a request wait; a run that somebody joins may become more urgent, or be given more time."""
-        waiter = wait_for(picture, request.id, watch)
+        waiter = wait_for(picture, request, watch)
         run = waiter.pending
         if run is not None and run.revise(request.priority, deadline) and run.worker is not None:
             left_s = run.left_s(asyncio.get_running_loop().time())
@@ -246,7 +258,6 @@ class Engine:
         self._unanswered.discard(pending)
         self._gallery.ended(pending)
         self._admission.release(pending.admitted, finished=pending.finished)
-        self._metrics.backlog(self._admission.backlog_s)
         for queue in (self._waiting, self._suspects):
             if pending in queue:
                 queue.remove(pending)
@@ -286,27 +297,28 @@ class Engine:
         left_s = pending.left_s(now)
         worker.supervisor.send(Submit(image=msgspec.structs.replace(pending.image, deadline_s=left_s)))
 
-    def _hearer(self, index: int) -> Callable[[ToFront], None]:
-        def hear(message: ToFront) -> None:
-            self._workers[index].quiet_since = asyncio.get_running_loop().time()
-            match message:
-                case Ready(model=model, costs=costs):
-                    self._learn(index, model, costs)
-                case Done(id=image_id, image=image):
-                    self._settle(index, image_id, image)
-                case Failed(id=image_id, code=code, message=reason):
-                    self._settle(index, image_id, from_code(code, reason))
-                case Stepping(lane=lane, ids=ids):
-                    self._workers[index].step(lane, ids)
-                case Stepped():
-                    self._workers[index].stepped(message)
-                    self._metrics.step(message)
-                case CacheReport():
-                    self._metrics.cache(index, message)
-                case _:
-                    raise AssertionError(f"the supervisor keeps {message} to itself")
+    def _hear(self, index: int, message: ToFront) -> None:
+        self._workers[index].quiet_since = asyncio.get_running_loop().time()
+        match message:
+            case Ready(model=model, costs=costs):
+                self._learn(index, model, costs)
+            case Done(id=image_id, image=image):
+                self._settle(index, image_id, image)
+            case Failed(id=image_id, code=code, message=reason):
+                self._settle(index, image_id, from_code(code, reason))
+            case Stepping(lane=lane, ids=ids):
+                self._workers[index].begin_step(lane, ids)
+            case Stepped():
+                self._end_step(index, message)
+            case CacheReport():
+                self._metrics.cache(index, message)
+            case _:
+                raise AssertionError(f"the supervisor keeps {message} to itself")
 
-        return hear
+    def _end_step(self, index: int, stepped: Stepped) -> None:
+        self._metrics.step(stepped)
+        for pending in self._workers[index].end_step(stepped):
+            self._admission.progress(pending.admitted, stepped.kind)
 
     def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
         """Give an answer to the picture of this very id; one that nobody waits for is dropped."""
@@ -340,24 +352,21 @@ class Engine:
         self._admission.start_from(costs)
         self._metrics.model(model)
 
-    def _changer(self, index: int) -> Callable[[], None]:
-        def change() -> None:
-            worker = self._workers[index]
-            match worker.supervisor.state:
-                case State.LOST:
-                    self._metrics.restarted()
-                    self._recover(worker)
-                case State.REFUSED | State.STOPPED:
-                    self._recover(worker)
-                case State.STARTING | State.READY:
-                    pass
-            self._metrics.workers(self._workers_ready())
-            self._give_up_if_hopeless()
-            self._dispatch()
-            self._changed.set()
-            self._refused.set()
-
-        return change
+    def _change(self, index: int) -> None:
+        worker = self._workers[index]
+        match worker.supervisor.state:
+            case State.LOST:
+                self._metrics.restarted()
+                self._recover(worker)
+            case State.REFUSED | State.STOPPED:
+                self._recover(worker)
+            case State.STARTING | State.READY:
+                pass
+        self._metrics.workers(workers_ready(self._workers))
+        self._give_up_if_hopeless()
+        self._dispatch()
+        self._changed.set()
+        self._refused.set()
 
     def _recover(self, worker: Worker) -> None:
         """Put what a lost worker had in hand up for another attempt; the last one of a suspect was alone."""
@@ -366,7 +375,8 @@ class Engine:
         worker.owed.clear()
         worker.stepping.clear()
         for pending in reversed(lost):
-            pending.worker = None
+            pending.worker, pending.began = None, False
+            self._admission.restart(pending.admitted)
             if pending.suspected:
                 pending.settle(WorkerLost("the worker died twice while making this picture", retry_after_s=1))
             elif pending.image.id in stepping or pending.attempts >= MAX_ATTEMPTS:
@@ -377,7 +387,7 @@ class Engine:
 
     def _give_up_if_hopeless(self) -> None:
         """Answer everybody who waits for a worker that is not coming back."""
-        if self._workers_hoped_for():
+        if workers_hoped_for(self._workers):
             return
         for pending in (*self._waiting, *self._suspects):
             pending.settle(NotReady("no worker is running", retry_after_s=RETRY_SOON_S))
@@ -385,10 +395,5 @@ class Engine:
         self._suspects.clear()
 
     def _refusal(self) -> str:
+        """Return why no worker will ever be ready, empty while one may be or has been."""
         return "" if self._model is not None else refusal_of(self._workers)
-
-    def _workers_ready(self) -> int:
-        return sum(worker.supervisor.state is State.READY for worker in self._workers)
-
-    def _workers_hoped_for(self) -> int:
-        return sum(not is_hopeless(worker.supervisor) for worker in self._workers)

@@ -7,9 +7,15 @@ ServerError
 │   ├── RequestTooLarge       its body or head is longer than the limit
 │   ├── MalformedHeader       a header that the server reads is not what it has to be
 │   ├── KeyReused             its Idempotency-Key belongs to another request
+│   ├── Forbidden             this key may not ask for that
 │   ├── NotFound              there is nothing at this path, or no such model
 │   ├── MethodNotAllowed      the path takes other methods
 │   └── NotAcceptable         there is no answer of the kind that the client accepts
+│   ├── MethodNotAllowed      the path takes other methods
+│   └── NotAcceptable         there is no answer of the kind that the client accepts
+├── InvalidApiKey       there is no API key in it, or none of this server's
+├── RateLimited         this key asks too often, or for too much at once; come back soon
+├── QuotaExceeded       this key has used up its day; carries the seconds until the next
 ├── Overloaded          the backlog is full; carries the seconds after which to come back
 ├── NotReady            starting, draining or without a worker; come back
 ├── StorageUnavailable  the disk does not take what has to be kept; come back
@@ -72,6 +78,10 @@ class KeyReused(InvalidRequest):
     code = "idempotency_key_reused"
 
 
+class Forbidden(InvalidRequest):
+    code = "forbidden"
+
+
 class NotFound(InvalidRequest):
     code = "not_found"
 
@@ -82,6 +92,19 @@ class MethodNotAllowed(InvalidRequest):
 
 class NotAcceptable(InvalidRequest):
     code = "not_acceptable"
+
+
+class InvalidApiKey(ServerError):
+    code = "invalid_api_key"
+
+
+class RateLimited(ServerError):
+    code = "rate_limited"
+    retryable = True
+
+
+class QuotaExceeded(ServerError):
+    code = "quota_exceeded"
 
 
 class Overloaded(ServerError):

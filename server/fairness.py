@@ -67,6 +67,16 @@ class FairClock:
         """Return the device-seconds of work until a share is due, if the weight in hand stays what it is."""
         return (share.due - self.now) * self.weight
 
+    def after(self, work_s: float) -> tuple[float, float]:
+        """Return `now` and `weight` as they would be after `work_s` device-seconds more."""
+        now, weight = self.now, self.weight
+        for due, _, share in sorted(self._dues):
+            needed_s = (due - now) * weight
+            if needed_s > work_s:
+                return now + work_s / weight, weight
+            now, weight, work_s = due, weight - share.weight, work_s - needed_s
+        return now, 0.0
+
     def leave(self, share: Share, *, left_s: float) -> None:
         """Take out a picture that will not be finished, with `left_s` device-seconds of it not done.
 

@@ -19,6 +19,7 @@ MAX_SEED = 2**53 - 1  # what a JSON number keeps in JavaScript
 DRAWN_SEED_LIMIT = 2**32
 MAX_GUIDANCE_SCALE = 20.0
 MODEL_DEFAULT = 0  # of steps or tokens: what the model has, filled in when it is known
+MAX_DEADLINE_MS = 3_600_000
 
 
 class Priority(StrEnum):
@@ -27,11 +28,15 @@ class Priority(StrEnum):
     LOW = "low"
 
 
+URGENCY = tuple(Priority)  # the most urgent first
+
+
 class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One picture. Sizes are in pixels; `seed` alone decides its noise.
 
     `guidance_scale` above 1 means a second pass with `negative_prompt`, or the embedded guidance on
-    guidance-distilled weights. `deadline_s` is the time left when the message was written.
+    guidance-distilled weights. `deadline_s` is the time left when the message was written. `key` is the name
+    of the API key that it runs under.
     """
 
     id: str
@@ -48,10 +53,15 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     embed_prompt: bool
     priority: Priority
     deadline_s: float | None
+    key: str
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A client's request with every default filled in; picture i uses `seed + i`."""
+    """A client's request with every default filled in; picture i uses `seed + i`.
+
+    `priority` is None where nobody asked for one: then it is that of the API key, or normal. `key` is the
+    name of the API key that it came with, empty where there are none.
+    """
 
     id: str
     prompt: str
@@ -66,8 +76,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     image_format: ImageFormat = "png"
     quality: int = 90
     embed_prompt: bool = False
-    priority: Priority = Priority.NORMAL
+    priority: Priority | None = None
     deadline_s: float | None = None
+    key: str = ""
 
     def fitted(self, model: "ModelInfo") -> "GenerationRequest":
         """Fill in what was left to the model, and clamp the steps to what it takes.
@@ -96,8 +107,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
                 image_format=self.image_format,
                 quality=self.quality,
                 embed_prompt=self.embed_prompt,
-                priority=self.priority,
+                priority=self.priority or Priority.NORMAL,
                 deadline_s=self.deadline_s,
+                key=self.key,
             )
             for index in range(self.num_images)
         ]
@@ -126,12 +138,20 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     timings: Timings
 
 
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What was said of a request when it came in: done in `finish_s` seconds, after `position` pictures."""
+
+    position: int
+    finish_s: float
+
+
 class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     """All pictures of one request, in the order of their seeds.
 
     `timings` are those of the slowest picture that was made for it; where none was, all of it was waiting.
+    `device_s` is what all pictures took that were made for it.
     `cached` pictures were finished before, `joined` ones were being made for another request. `created` is
-    in Unix seconds.
+    in Unix seconds. Without a `forecast` all of it was there already.
     """
 
     id: str
@@ -142,6 +162,13 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     cached: int = 0
     joined: int = 0
+    device_s: float = 0.0
+    forecast: Forecast | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether a picture was made for this request, and not for another one."""
+        return self.cached + self.joined < len(self.images)
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

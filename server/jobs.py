@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +22,7 @@ from server.job import Job, JobError, JobKey, JobState, StoredImage
 from server.job_store import JobStore
 from server.metrics import Metrics
 from server.picture_files import PictureFiles
+from server.quotas import Quotas
 from server.reuse import Reuse
 from server.roster import Watch
 from server.webhooks import Webhooks, deliveries_of
@@ -43,6 +44,7 @@ class _Live:
         self.parked = False  # nothing takes it at the moment: there is no point in waiting
         self.ending = False  # its outcome is being stored
         self.moving = asyncio.Lock()
+        self.counted = ExitStack()
         self.accepting: asyncio.Task[Job] | None = None
         self.running: asyncio.Task[None] | None = None
         self.beginning: asyncio.Task[None] | None = None
@@ -69,6 +71,7 @@ class Jobs:
         webhooks: Webhooks,
         *,
         metrics: Metrics,
+        quotas: Quotas,
         lifetime_s: float,
         limit_bytes: int,
         max_unfinished: int,
@@ -79,6 +82,7 @@ class Jobs:
         self._files = files
         self.webhooks = webhooks
         self._metrics = metrics
+        self._quotas = quotas
         self._lifetime_s = lifetime_s
         self._limit_bytes = limit_bytes
         self._max_unfinished = max_unfinished
@@ -115,11 +119,13 @@ class Jobs:
         await self.webhooks.stop()
         self._store.close()
 
-    async def submit(self, job: Job) -> Job:
+    async def submit(self, job: Job, counted: AbstractContextManager[None] | None = None) -> Job:
         """Admit and store a job; it is accepted when this returns. One whose key is known is not run again.
 
-        Raises `Overloaded`, `NotReady` or `StorageUnavailable`: then nothing is kept. While the model
-        is being loaded there is no backlog yet, and jobs are taken in up to the bound on unfinished ones.
+        `counted` lasts as long as the job is unfinished: it counts against what its owner may have under way.
+        Raises what that raises when it is entered, `Overloaded`, `NotReady` or `StorageUnavailable`: then
+        nothing is kept. While the model is being loaded there is no backlog yet, and jobs are taken in up to
+        the bound on unfinished ones.
         """
         live = self._live.get(job.key)
         if live is None:
@@ -128,6 +134,7 @@ class Jobs:
                 raise Overloaded(message, retry_after_s=self.again_s)
             request = msgspec.structs.replace(job.request, id=job.key.id)
             live = _Live(msgspec.structs.replace(job, request=request, created_s=self._clock()))
+            live.counted.enter_context(counted or nullcontext())
             self._live[job.key] = live
             live.accepting = asyncio.create_task(self._accept(live))
         return live.job if live.accepting is None else await asyncio.shield(live.accepting)
@@ -242,6 +249,7 @@ class Jobs:
             if task is not None:
                 task.cancel()
         self._live.pop(live.job.key, None)
+        live.counted.close()
         live.parked = True
         live.tell()
 
@@ -305,6 +313,8 @@ class Jobs:
                 images = await asyncio.to_thread(self._files.keep, result.images)
                 change |= {"images": images, "timings": result.timings}
             moved = await self._end(live, **change)
+            if moved and result is not None:
+                self._account(live.job, result)
         except (StorageUnavailable, OSError) as fault:
             log.error("job_not_stored", job=live.job.key.id, reason=str(fault))
             moved = False
@@ -312,11 +322,17 @@ class Jobs:
             await asyncio.to_thread(self._files.drop, [image.name for image in images])
         return moved or live.job.state.final
 
+    def _account(self, job: Job, result: GenerationResult) -> None:
+        self._metrics.result(result)
+        if job.key.owner:
+            self._quotas.spend(job.key.owner, result.device_s, self._clock())
+
     async def _end(self, live: _Live, **change: Any) -> bool:  # noqa: ANN401 - fields of Job
         """Store a final state; False if the job has one already."""
         if not await self._move(live, completed_s=self._clock(), **change):
             return False
         self._live.pop(live.job.key, None)
+        live.counted.close()
         self._metrics.job_ended(live.job.key.dialect, live.job.state)
         self._metrics.jobs_unfinished(len(self._live))
         self._purge_soon.set()

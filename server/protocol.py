@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from server.costs import CostTable
+from server.costs import CostTable, StepKind
 from server.generation import Image, ImageRequest, ModelInfo, Priority
 
 FRAME_HEADER: Final = struct.Struct(">I")
@@ -84,13 +84,17 @@ class Stepping(msgspec.Struct, frozen=True, kw_only=True, tag="stepping"):
 
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag="stepped"):
-    """One step of any kind is over: the raw material of the step histograms. Seconds are device-seconds."""
+    """One step of any kind is over: the raw material of the step histograms. Seconds are device-seconds.
 
-    kind: str
+    `efficiency` is `Costs.efficiency` of a denoising step.
+    """
+
+    kind: StepKind
     lane: int
     images: int
     tokens: int
     seconds: float
+    efficiency: float | None = None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -6,8 +6,21 @@ from collections.abc import Sequence
 
 import msgspec
 
-from server.generation import GenerationRequest, GenerationResult, Image, Timings
+from server.admission import Admission
+from server.generation import Forecast, GenerationRequest, GenerationResult, Image, Timings
 from server.roster import Waiter
+
+
+def forecast_of(waiters: Sequence[Waiter], admission: Admission, *, now: float) -> Forecast | None:
+    """Say when a request will be done, from the runs that it waits for, its own or those of others.
+
+    Its position is that of the first of them; `now` is on the loop's clock.
+    """
+    runs = [waiter.pending for waiter in waiters if waiter.pending is not None]
+    if not runs:
+        return None
+    position = min(admission.position(run.admitted) for run in runs)
+    return Forecast(position=position, finish_s=max(0.0, *(run.predicted - now for run in runs)))
 
 
 def result_of(
@@ -15,6 +28,7 @@ def result_of(
     images: list[Image],
     waiters: Sequence[Waiter],
     *,
+    forecast: Forecast | None,
     model: str,
     total_s: float,
 ) -> GenerationResult:
@@ -35,6 +49,8 @@ def result_of(
         created=int(time.time()),
         cached=cached,
         joined=joined,
+        forecast=forecast,
+        device_s=math.fsum(timings.device_s for timings in made),
     )
 
 

@@ -44,6 +44,7 @@ def picture_key(image: ImageRequest, model: ModelInfo) -> str:
         quality=0 if image.image_format == "png" else image.quality,
         priority=Priority.NORMAL,
         deadline_s=None,
+        key="",
     )
     text = msgspec.json.encode((decides, model.decides, __version__))
     return hashlib.sha256(text).hexdigest()[:32]

@@ -11,12 +11,11 @@ import structlog
 from server.admission import Admitted
 from server.costs import StepKind
 from server.errors import ServerError
-from server.generation import Image, ImageRequest, Priority
+from server.generation import URGENCY, GenerationRequest, Image, ImageRequest, Priority
 from server.protocol import Stepped
 from server.router import Load
 from server.supervisor import State, Supervisor
 
-URGENCY: Final = tuple(Priority)  # the most urgent first
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 
 log = structlog.get_logger(__name__)
@@ -45,31 +44,37 @@ class Pending:
     """One admitted picture, run once for all who wait for it.
 
     It has the priority of the most urgent of them and the deadline of the most patient: dropping it earlier
-    would fail one who has time left. `deadline` is on the loop's clock; `worker` is None while it waits for
-    one. `key` is None when the picture is one request's own.
+    would fail one who has time left. `deadline` and `came` are on the loop's clock; `worker` is None while it
+    waits for one. `key` is None when the picture is one request's own.
     """
 
     image: ImageRequest
     key: str | None
     admitted: Admitted
     deadline: float | None
+    came: float
     waiters: "list[Waiter]" = field(default_factory=list)
     attempts: int = 0
     suspected: bool = False  # of having killed a worker
     worker: int | None = None
+    began: bool = False  # a step of it has begun
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
     steps_done: int = 0  # denoising steps, of those that its request has
-    begun: bool = False  # a worker has started on it
     settled: bool = False
     finished: bool = False  # settled with its picture
+
+    @property
+    def predicted(self) -> float:
+        """When it was forecast to be done, on the loop's clock."""
+        return self.came + self.admitted.forecast_s
 
     def left_s(self, now: float) -> float | None:
         """Return the seconds until the deadline, if there is one."""
         return None if self.deadline is None else max(0.0, self.deadline - now)
 
-    def revise(self, priority: Priority, deadline: float | None) -> bool:
+    def revise(self, priority: Priority | None, deadline: float | None) -> bool:
         """Take in that somebody else waits; returns whether a worker that has it must know."""
-        urgent = min(self.image.priority, priority, key=URGENCY.index)
+        urgent = min(self.image.priority, priority or Priority.NORMAL, key=URGENCY.index)
         known = self.image.priority, self.deadline
         if self.deadline is not None and (deadline is None or deadline > self.deadline):
             self.deadline, self.prolonged = deadline, True
@@ -78,8 +83,8 @@ class Pending:
 
     def begin(self) -> None:
         """Tell all who wait that a worker has started on it, once."""
-        if not self.begun:
-            self.begun = True
+        if not self.began:
+            self.began = True
             for waiter in self.waiters:
                 waiter.watch.began()
 
@@ -95,6 +100,7 @@ class Waiter:
     """One request's wait for one picture; `pending` is None for a picture that was there already."""
 
     request_id: str
+    key: str  # the name of the API key that it came with
     answer: "asyncio.Future[Image]"
     watch: Watch
     pending: Pending | None = None
@@ -120,43 +126,69 @@ class Worker:
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
-    def step(self, lane: int, image_ids: list[str]) -> None:
-        """Note that a step of these pictures has begun."""
-        self.stepping[lane] = image_ids
-        for image_id in image_ids:
-            if pending := self.in_hand.get(image_id):
-                pending.begin()
-
-    def stepped(self, stepped: Stepped) -> None:
-        """Note that the step of a lane is over, and that its pictures are one denoising step further."""
-        for image_id in self.stepping.pop(stepped.lane, ()):
-            pending = self.in_hand.get(image_id)
-            if pending is not None and stepped.kind == StepKind.DENOISE:
-                pending.steps_done += 1
-
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""
         return bool(self.in_hand or self.owed)
+
+    def begin_step(self, lane: int, ids: list[str]) -> None:
+        """Note which pictures are in the step that begins on a lane."""
+        self.stepping[lane] = ids
+        for image_id in ids:
+            if pending := self.in_hand.get(image_id):
+                pending.begin()
+
+    def end_step(self, stepped: Stepped) -> list[Pending]:
+        """Return the pictures of the step that is over on a lane, but for those nobody wants any more."""
+        ids = self.stepping.pop(stepped.lane, [])
+        ended = [self.in_hand[image_id] for image_id in ids if image_id in self.in_hand]
+        for pending in ended:
+            pending.steps_done += stepped.kind is StepKind.DENOISE
+        return ended
 
     def in_a_step(self) -> set[str]:
         """Return the ids of the pictures whose step has begun and is not over."""
         return {image_id for ids in self.stepping.values() for image_id in ids}
 
+    @property
+    def backlog_s(self) -> float:
+        """Device-seconds of what it has in hand, by its table of costs."""
+        return sum(pending.admitted.left_s for pending in self.in_hand.values())
+
+    @property
+    def sizes(self) -> frozenset[tuple[int, int]]:
+        return frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values())
+
     def load(self, index: int) -> Load:
-        return Load(
-            worker=index,
-            backlog_s=sum(pending.admitted.cost_s for pending in self.in_hand.values()),
-            sizes=frozenset((pending.image.width, pending.image.height) for pending in self.in_hand.values()),
-        )
+        return Load(worker=index, backlog_s=self.backlog_s, sizes=self.sizes)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    backlog_s: float
-    in_hand: int
-    waiting: int
-    workers: int
-    workers_ready: int
+def workers_ready(workers: Sequence[Worker]) -> int:
+    """Count those that take pictures."""
+    return sum(worker.supervisor.state is State.READY for worker in workers)
+
+
+def workers_hoped_for(workers: Sequence[Worker]) -> int:
+    """Count those that take pictures, or will."""
+    return sum(not _is_hopeless(worker.supervisor) for worker in workers)
+
+
+def refusal_of(workers: Sequence[Worker]) -> str:
+    """Return why none of these workers will ever be ready, empty while one may be."""
+    if workers_hoped_for(workers):
+        return ""
+    died = f"the worker died {MAX_FAILED_STARTS} times while it was starting; the log above has the reason"
+    return next((worker.supervisor.refusal for worker in workers if worker.supervisor.refusal), died)
+
+
+async def end_hanging(workers: Sequence[Worker], *, hang_s: float) -> None:
+    """Kill workers that have work and stay silent; their death is then handled like any other."""
+    while True:
+        await asyncio.sleep(hang_s / 4)
+        now = asyncio.get_running_loop().time()
+        for index, worker in enumerate(workers):
+            if worker.owes_an_answer() and now - worker.quiet_since > hang_s:
+                log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
+                worker.supervisor.kill()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,29 +203,20 @@ class Progress:
     steps: int
 
 
-def is_hopeless(supervisor: Supervisor) -> bool:
+def _is_hopeless(supervisor: Supervisor) -> bool:
     gone = supervisor.state in (State.REFUSED, State.STOPPED)
     return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
 
 
-def refusal_of(workers: Iterable[Worker]) -> str:
-    """Return why none of these workers will ever be ready, empty while one may be."""
-    supervisors = [worker.supervisor for worker in workers]
-    if not all(is_hopeless(supervisor) for supervisor in supervisors):
-        return ""
-    died = f"the worker died {MAX_FAILED_STARTS} times while it was starting; the log above has the reason"
-    return next((supervisor.refusal for supervisor in supervisors if supervisor.refusal), died)
-
-
-def wait_for(picture: Image | Pending, request_id: str, watch: Watch) -> Waiter:
+def wait_for(picture: Image | Pending, request: GenerationRequest, watch: Watch) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    waiter = Waiter(request_id, asyncio.get_running_loop().create_future(), watch)
+    waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future(), watch)
     if isinstance(picture, Image):
         waiter.settle(picture)
     else:
         waiter.pending, waiter.joined = picture, bool(picture.waiters)
         picture.waiters.append(waiter)
-        if picture.begun:
+        if picture.began:
             watch.began()
     return waiter
 
@@ -225,17 +248,6 @@ def progress_of(pendings: Iterable[Pending], request_id: str) -> Progress:
         steps_done=sum(pending.steps_done for pending in awaited),
         steps=sum(pending.image.steps for pending in awaited),
     )
-
-
-async def end_hanging(workers: Sequence[Worker], *, hang_s: float) -> None:
-    """Kill workers that have work and stay silent; their death is then handled like any other."""
-    while True:
-        await asyncio.sleep(hang_s / 4)
-        now = asyncio.get_running_loop().time()
-        for index, worker in enumerate(workers):
-            if worker.owes_an_answer() and now - worker.quiet_since > hang_s:
-                log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
-                worker.supervisor.kill()
 
 
 def waiters_of(pendings: Iterable[Pending]) -> list[Waiter]:

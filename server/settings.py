@@ -4,18 +4,34 @@ Read once by `server.__main__`, frozen, and handed down. Unknown flags and unkno
 errors, so that a misspelt setting never does nothing.
 """
 
+import ipaddress
 import os
 import sys
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from server.generation import MAX_DEADLINE_MS
 
 ENV_PREFIX = "FLUX_"
 DIALECTS = ("openai", "huggingface", "automatic1111", "cog", "replicate")
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "model" / "tiny"
+
+
+def _backlogs_s(value: object) -> object:
+    """Read three backlogs as they are written in a flag and in the environment: `2,4,6`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        backlogs_s = [float(part) for part in value.split(",")]
+    except ValueError:
+        backlogs_s = []
+    if len(backlogs_s) != 3 or not 0 <= backlogs_s[0] <= backlogs_s[1] <= backlogs_s[2]:
+        raise ValueError("allowed are three numbers from 0 on, none below the one before it, such as 2,4,6")
+    return tuple(backlogs_s)
 
 
 class Settings(BaseSettings):
@@ -36,6 +52,46 @@ class Settings(BaseSettings):
     ] = EMBEDDED_MODEL
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(description="port to listen on; 0 picks a free one", ge=0, le=65535)] = 8000
+    api_keys_file: Annotated[
+        Path | None,
+        Field(description="who may come in: made by python -m server.keys, read again when it changes"),
+    ] = None
+    insecure_no_auth: Annotated[
+        bool, Field(description="let anybody in on an address that is not loopback")
+    ] = False
+    ops_host: Annotated[str, Field(description="address of --ops-port, which asks for no key")] = "127.0.0.1"
+    ops_port: Annotated[
+        int | None,
+        Field(
+            description="port for /metrics, /docs and probes, in plain HTTP; of these --port keeps probes",
+            ge=0,
+            le=65535,
+        ),
+    ] = None
+    cors_origins: Annotated[
+        str,
+        Field(
+            description="pages that may call from a browser: * or a list such as https://a.org,http://b:3000",
+            pattern=r"^(|\*|https?://[^\s,/*]+(,https?://[^\s,/*]+)*)$",
+        ),
+    ] = ""
+    forwarded_allow_ips: Annotated[
+        str,
+        Field(
+            description="proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: * or a list of "
+            "addresses and networks"
+        ),
+    ] = ""
+    root_path: Annotated[
+        str,
+        Field(description="path that a proxy takes off in front, such as /flux", pattern=r"^(/[\w.~-]+)*$"),
+    ] = ""
+    keep_alive_s: Annotated[
+        int, Field(description="seconds that an idle connection is kept; longer than a proxy keeps it", gt=0)
+    ] = 75
+    max_body_mb: Annotated[
+        int, Field(description="bound of a request's body, MiB; more is answered with 413", ge=1, le=1024)
+    ] = 1
     device: Annotated[
         str,
         Field(
@@ -81,8 +137,8 @@ class Settings(BaseSettings):
     data_dir: Annotated[
         Path,
         Field(
-            description="folder of one server for what it keeps between starts: jobs, their pictures, "
-            "what steps cost on a device"
+            description="folder of one server for what it keeps between starts: jobs and their pictures, "
+            "what steps cost, what keys used"
         ),
     ] = Path("~/.cache/schnell-server")
     calibration_s: Annotated[
@@ -97,10 +153,19 @@ class Settings(BaseSettings):
         float,
         Field(description="device-seconds of admitted work per worker above which 429 is answered", gt=0),
     ] = 30.0
+    default_deadline_ms: Annotated[
+        int,
+        Field(description="deadline of requests that name none; 0: none", ge=0, le=MAX_DEADLINE_MS),
+    ] = 0
     auto_steps_backlog_s: Annotated[
-        float,
-        Field(description='backlog at which num_inference_steps "auto" goes down by one step each', gt=0),
-    ] = 2.0
+        tuple[float, float, float],
+        NoDecode,
+        BeforeValidator(_backlogs_s),
+        Field(
+            description='three backlogs, in device-seconds per worker, from which num_inference_steps "auto" '
+            "is 3, 2 and 1 instead of 4"
+        ),
+    ] = (2.0, 4.0, 6.0)
     clamp_steps: Annotated[
         str,
         Field(
@@ -179,18 +244,49 @@ class Settings(BaseSettings):
             ip_network(each)
         return text
 
-    @field_validator("tls_cert", "tls_key")
+    @property
+    def cors_origin_list(self) -> tuple[str, ...]:
+        return tuple(self.cors_origins.split(",")) if self.cors_origins else ()
+
+    @field_validator("api_keys_file", "tls_cert", "tls_key")
     @classmethod
     def _file_exists(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
             raise ValueError(f"no file at {path}")
         return path
 
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _are_networks(cls, proxies: str) -> str:
+        for proxy in proxies.split(",") if proxies not in ("", "*") else ():
+            ipaddress.ip_network(proxy)  # raises ValueError with what is wrong
+        return proxies
+
+    @model_validator(mode="after")
+    def _is_not_open_by_accident(self) -> "Settings":
+        if self.api_keys_file is not None and self.insecure_no_auth:
+            raise ValueError("--api-keys-file and --insecure-no-auth exclude each other")
+        if self.api_keys_file is None and not self.insecure_no_auth and not _is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} can be reached from elsewhere, and anybody could make pictures there; "
+                "allowed: --api-keys-file FILE (python -m server.keys create NAME makes it), or "
+                "--insecure-no-auth where something else checks who calls"
+            )
+        return self
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "Settings":
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key are given together or not at all")
         return self
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; of names only the one that always means it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def unknown_variables(environment: "os._Environ[str] | dict[str, str]") -> list[str]:
@@ -204,6 +300,8 @@ def markdown_table() -> str:
     lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = "embedded" if field.default == EMBEDDED_MODEL else str(field.default).lower()
+        if isinstance(field.default, tuple):
+            default = ",".join(f"{each:g}" for each in field.default)
         shown = "" if field.default is None else f"`{default}`"
         choices = get_args(field.annotation)
         words = [f"`{word}`" for word in choices if isinstance(word, str)]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from model.memory import needs, table
 from model.sizes import Sizes
+from server.keys import parse
 from server.settings import markdown_table
 from tests.e2e.conftest import Server, running_server
 
@@ -67,6 +68,23 @@ def run_python(code: str, server: Server) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_commands_for_keys_make_and_revoke_one(tmp_path: Path) -> None:
+    lines = [line for line in block("bash", "server.keys").splitlines() if "server.keys" in line]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    printed = []
+    for line in lines:
+        command = [sys.executable, *shlex.split(line, comments=True)[1:]]
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        printed.append(ended.stdout)
+    created, listed, revoked = printed
+    assert created.startswith("schnell_")
+    assert "alice" in listed
+    assert revoked == ""
+    assert parse((tmp_path / "keys.toml").read_text()) == {}
+
+
 def test_the_settings_table_is_the_settings() -> None:
     table = README.split("<!-- settings: python -m server.settings -->\n")[1].split("<!-- /settings -->")[0]
     assert table == markdown_table(), "run `python -m server.settings` and paste what it prints"
@@ -88,7 +106,9 @@ def test_every_file_that_it_names_exists() -> None:
             folder = path.parent
 
 
-@pytest.mark.parametrize("module", ["server", "model.generate", "model.memory", "model.verify"])
+@pytest.mark.parametrize(
+    "module", ["server", "server.keys", "model.generate", "model.memory", "model.verify"]
+)
 def test_every_command_has_help(module: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True

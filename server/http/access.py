@@ -14,13 +14,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ServerError
+from server.generation import GenerationResult
 from server.http.errors import ERROR_CODES, STATUS, error_body
 from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
 from server.metrics import Metrics, stage_seconds
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 CLIENT_GONE: Final = 499
-POLLED: Final = frozenset({"/livez", "/readyz", "/metrics"})  # every few seconds, by machines
+POLLED: Final = frozenset({"/livez", "/readyz", "/metrics", "/v1/status"})  # every few seconds, by machines
 
 log = structlog.get_logger("server.access")
 
@@ -28,16 +29,19 @@ log = structlog.get_logger("server.access")
 class AccessMiddleware:
     """Plain ASGI, outside of everything else."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began_s = time.perf_counter()
-        exchange = scope[SCOPE_KEY] = Exchange(_request_id(Headers(scope=scope)))
+        exchange = scope[SCOPE_KEY] = Exchange(
+            _request_id(Headers(scope=scope)), max_body_bytes=self._max_body_bytes
+        )
         status, size_bytes = CLIENT_GONE, 0
 
         async def send_with_headers(message: Message) -> None:
@@ -73,6 +77,7 @@ class AccessMiddleware:
         write(
             "request",
             request_id=exchange.request_id,
+            client=(scope["client"] or ("unix",))[0],
             method=scope["method"],
             route=route,
             status=status,
@@ -90,12 +95,26 @@ def _request_id(headers: Headers) -> str:
 
 def _add_headers(headers: MutableHeaders, exchange: Exchange, seconds: float) -> None:
     headers["X-Request-Id"] = exchange.request_id
-    result = exchange.result
-    timings = stage_seconds(result.timings) if result is not None else {"total": seconds}
-    headers["Server-Timing"] = ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in timings.items())
+    headers["Server-Timing"] = _server_timing(exchange.result, seconds)
     headers["X-Content-Type-Options"] = "nosniff"
     headers.update(exchange.headers)
     headers.setdefault("Cache-Control", "no-store")
+
+
+def _server_timing(result: GenerationResult | None, seconds: float) -> str:
+    """Say where the time went, and for a picture what was said of it when its request came in.
+
+    `queue` has the pictures that were due before it, `predicted` the time that all of it should have taken.
+    """
+    if result is None:
+        return f"total;dur={seconds * 1000:.1f}"
+    entries = {
+        name: f"{name};dur={stage_s * 1000:.1f}" for name, stage_s in stage_seconds(result.timings).items()
+    }
+    if result.forecast is not None:
+        entries["queue"] += f';desc="position {result.forecast.position}"'
+        entries["total"] = f"predicted;dur={result.forecast.finish_s * 1000:.1f}, {entries['total']}"
+    return ", ".join(entries.values())
 
 
 async def _send_internal_error(send: Send, exchange: Exchange) -> None:

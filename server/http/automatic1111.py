@@ -32,7 +32,7 @@ from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import error_response, message_of, route_class
-from server.http.exchange import exchange_of
+from server.http.exchange import exchange_of, key_of
 from server.http.leniency import Leniency
 from server.http.pictures import Picture, pictures_response
 from server.http.running import Running, caller_of
@@ -147,7 +147,7 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
     @router.post("/interrupt", summary="Stop what this caller has running", responses=described())
     async def interrupt(http: Request) -> Response:
         for call in running.of(caller_of(http)):
-            await engine.cancel(call.request.id)
+            await engine.cancel(call.request.id, key=key_of(http))
         return _json({})
 
     @router.get("/progress", summary="How far what this caller has running is", responses=described())

@@ -16,9 +16,8 @@ from pydantic.fields import FieldInfo
 from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest, MalformedBody, RequestTooLarge, UnsupportedMediaType
-from server.http.exchange import ClientGone
+from server.http.exchange import ClientGone, exchange_of
 
-MAX_BODY_BYTES: Final = 1 << 20
 SHOWN_CHARS: Final = 60
 CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 NOT_YET: Final = "not supported by this version of the server; leave it out"
@@ -76,14 +75,15 @@ def check_query(request: Request, kind: type[Body]) -> Body:
 
 async def _read(request: Request) -> bytes:
     """Read the body up to the limit; one that is announced as longer is refused before it is sent."""
-    too_large = RequestTooLarge(f"the body is larger than the limit of {MAX_BODY_BYTES} bytes")
-    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:  # the parser lets only digits through
+    limit_bytes = exchange_of(request).max_body_bytes
+    too_large = RequestTooLarge(f"the body is larger than the limit of {limit_bytes} bytes")
+    if int(request.headers.get("content-length", 0)) > limit_bytes:  # the parser lets only digits through
         raise too_large
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY_BYTES:
+            if len(body) > limit_bytes:
                 raise too_large
     except ClientDisconnect:
         raise ClientGone from None

@@ -12,6 +12,7 @@ from server.generation import GenerationRequest, GenerationResult
 from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
 from server.http.idempotency import Once
+from server.http.limits import limit_headers
 
 
 async def generate(
@@ -19,11 +20,16 @@ async def generate(
 ) -> GenerationResult:
     """Submit `request` and wait; raises what the engine raises, `ClientGone`, or what `once` raises.
 
+    It runs in the caller's name; raises `Forbidden`, `RateLimited` or `QuotaExceeded` when it may not.
+
     `seeded` when the client chose the seed: only then may its pictures be those of other requests. With
     `once` the answer may be the one that an earlier request with the same idempotency key got. The body of
     `http` has been read, so that the next thing it can say is that the client left.
     """
     exchange = exchange_of(http)
+    caller = exchange.caller
+    assert caller is not None, "routes that make pictures are guarded"
+    request = caller.sign(request)
     exchange.note.update(
         width=request.width, height=request.height, steps=request.steps, images=request.num_images
     )
@@ -31,10 +37,17 @@ async def generate(
 
     async def make() -> GenerationResult:
         exchange.result = await engine.submit(request, reuse)
+        caller.spend(exchange.result.device_s)
         exchange.headers["Cache-Status"] = cache_status(exchange.result, reuse, seeded=seeded)
         return exchange.result
 
-    return await _unless_client_leaves(http, make() if once is None else once.answer(http, make))
+    try:
+        with caller.entering():
+            result = await _unless_client_leaves(http, make() if once is None else once.answer(http, make))
+    finally:
+        exchange.headers |= limit_headers(caller.standings())
+    exchange.headers["X-Steps"] = str(result.steps)
+    return result
 
 
 async def _unless_client_leaves(

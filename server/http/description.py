@@ -18,6 +18,10 @@ TEXTS: Final = {
     "invalid_request": "A field is wrong",
     "unsupported_media_type": "The body is of another type or encoding",
     "request_too_large": "The body is too large",
+    "invalid_api_key": "The API key is missing or wrong",
+    "forbidden": "The API key may not ask for this priority",
+    "rate_limited": "Over a limit of the API key: come back after Retry-After",
+    "quota_exceeded": "The API key has used up its day",
     "not_found": "There is no such thing",
     "not_acceptable": "What Accept asks for is not to be had",
     "idempotency_key_reused": "The Idempotency-Key belongs to another request",
@@ -32,6 +36,10 @@ TEXTS: Final = {
 }
 BODY_ERRORS: Final = ("malformed_body", "invalid_request", "unsupported_media_type", "request_too_large")
 ENGINE_ERRORS: Final = (
+    "invalid_api_key",
+    "forbidden",
+    "rate_limited",
+    "quota_exceeded",
     "overloaded",
     "not_ready",
     "worker_lost",

@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from server.errors import InvalidRequest, ServerError
+from server.http.auth import authenticate
 from server.http.exchange import exchange_of
 
 STATUS: Final = {
@@ -21,9 +22,13 @@ STATUS: Final = {
     "invalid_request": 422,
     "unsupported_media_type": 415,
     "request_too_large": 413,
+    "invalid_api_key": 401,
+    "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "not_acceptable": 406,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
     "overloaded": 429,
     "not_ready": 503,
     "storage_unavailable": 503,
@@ -86,7 +91,7 @@ def error_response(
     exchange_of(request).outcome = error.code
     status = statuses[error.code]
     headers = {}
-    if error.retryable:
+    if error.retryable or error.retry_after_s is not None:
         retry_after_s = max(DEFAULT_RETRY_AFTER_S, math.ceil(error.retry_after_s or DEFAULT_RETRY_AFTER_S))
         headers["Retry-After"] = str(retry_after_s)
     if status >= 429:
@@ -95,7 +100,10 @@ def error_response(
 
 
 def route_class(render: Render) -> type[APIRoute]:
-    """Return a route class whose handlers may raise `ServerError`, answered by `render`."""
+    """Return a route class whose handlers may raise `ServerError`, answered by `render`.
+
+    Who is not let in does not reach a handler, and is answered by `render` too.
+    """
 
     class DialectRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Awaitable[Any]]:  # type: ignore[override]
@@ -103,6 +111,7 @@ def route_class(render: Render) -> type[APIRoute]:
 
             async def answer(request: Request) -> Response:
                 try:
+                    authenticate(request)
                     response: Response = await handler(request)
                 except ServerError as error:
                     return render(request, error)

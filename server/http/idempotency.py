@@ -49,7 +49,9 @@ class Once:
         key = idempotency_key(http)
         if key is None:
             return await make()
-        scope = _digest(http.headers.get("authorization", ""))
+        caller = exchange_of(http).caller
+        assert caller is not None, "routes that make pictures are guarded"
+        scope = _digest(caller.name, "" if caller.name else http.headers.get("authorization", ""))
         fingerprint = _digest(http.url.path, self.form, self.body.model_dump_json())
         answer = await self.answers.once((scope, key), fingerprint, make)
         if answer.replayed:

@@ -11,6 +11,7 @@ from pydantic import Field
 from server.engine import Engine
 from server.errors import InvalidRequest
 from server.generation import (
+    MAX_DEADLINE_MS,
     MAX_GUIDANCE_SCALE,
     MAX_IMAGES,
     MAX_PROMPT_CHARS,
@@ -38,7 +39,6 @@ from server.metrics import stage_seconds
 from server.reuse import picture_key
 
 MIN_SEQUENCE_LENGTH: Final = 16
-MAX_DEADLINE_MS: Final = 3_600_000
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 ANY_IMAGE: Final[dict[str, ImageFormat]] = {**IMAGE_TYPES, "image/*": "png"}
 JSON_TYPES: Final = ("application/json", "application/*", "*/*")
@@ -99,9 +99,12 @@ class GenerateBody(RequestBody):
         int, Field(ge=1, le=100, description="a whole number from 1 to 100, for jpeg and webp")
     ] = 90
     embed_prompt: Annotated[bool, Field(description="true or false: write the prompt into the file")] = False
-    priority: Annotated[Literal["high", "normal", "low"], Field(description='"high", "normal" or "low"')] = (
-        "normal"
-    )
+    priority: Annotated[
+        Literal["high", "normal", "low"] | None,
+        Field(
+            description='"high", "normal" or "low"; that of the API key if absent, which is also the highest'
+        ),
+    ] = None
     deadline_ms: Annotated[
         int | None,
         Field(
@@ -184,7 +187,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
             )
             raise InvalidRequest(message, field="num_images")
         varies = body.seed is None or body.num_inference_steps == "auto"
-        headers = {} if varies else _cache_headers(request, engine.model)
+        headers = {} if varies else _cache_headers(http, request, engine.model)
         if headers and _is_known(http, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         result = await generate(engine, http, request, seeded=body.seed is not None)
@@ -206,7 +209,7 @@ def _to_request(
             field="num_inference_steps",
         )
     if not isinstance(steps, int):
-        steps = min(engine.steps_for_auto() if steps == "auto" else model.default_steps, model.max_steps)
+        steps = engine.steps_for_auto() if steps == "auto" else min(model.default_steps, model.max_steps)
     seed = given_or_drawn(body.seed)
     if seed + body.num_images - 1 > MAX_SEED:
         raise InvalidRequest(
@@ -226,13 +229,13 @@ def _to_request(
         image_format=body.output_format or default_format,
         quality=body.output_quality,
         embed_prompt=body.embed_prompt,
-        priority=Priority(body.priority),
+        priority=None if body.priority is None else Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
     )
 
 
 def _json(result: GenerationResult) -> Response:
-    answer = {
+    answer: dict[str, Any] = {
         "id": result.id,
         "model": result.model,
         "num_inference_steps": result.steps,
@@ -248,17 +251,25 @@ def _json(result: GenerationResult) -> Response:
         ],
         "timings": {f"{stage}_s": seconds for stage, seconds in stage_seconds(result.timings).items()},
     }
+    if result.forecast is not None:
+        forecast = {"predicted_s": result.forecast.finish_s, "queue_position": result.forecast.position}
+        answer["timings"] |= forecast
     return pictures_response(answer)
 
 
-def _cache_headers(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
-    """A seeded picture is decided by its request and the model, so its tag can be told in advance."""
+def _cache_headers(http: Request, request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
+    """A seeded picture is decided by its request and the model, so its tag can be told in advance.
+
+    Where a key is asked for, a cache that many share would give the picture to those who have none.
+    """
+    caller = exchange_of(http).caller
+    for_whom = "private" if caller is not None and caller.name else "public"
     (image,) = request.images()
     tag = picture_key(image, model)
     weak = "" if model.numerics == "exact" else "W/"  # fast numerics: the same picture, not the same bytes
     return {
         "ETag": f'{weak}"{tag}"',
-        "Cache-Control": f"public, max-age={CACHED_FOR_S}",
+        "Cache-Control": f"{for_whom}, max-age={CACHED_FOR_S}",
         "Vary": "Accept",
     }
 

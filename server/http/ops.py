@@ -1,5 +1,9 @@
-"""For those who run the server: liveness, readiness, metrics, and the API's documentation without a CDN."""
+"""For those who run the server: liveness, readiness, status, metrics, and documentation without a CDN.
 
+Metrics and documentation move to the port for operations where there is one; probes and status are on both.
+"""
+
+import time
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +16,7 @@ from server.engine import Engine
 from server.errors import NotReady
 from server.http.description import described, document
 from server.http.errors import render_error, route_class
+from server.http.status import Status, status_of
 from server.metrics import Metrics
 
 DOCS_PAGE: Final = Path(__file__).with_name("docs.html")
@@ -21,8 +26,9 @@ DOCS_POLICY: Final = (
 )
 
 
-def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
-    """Return `/livez`, `/readyz`, `/metrics` and `/docs`."""
+def probes_router(engine: Engine, metrics: Metrics) -> APIRouter:
+    """Return `/livez`, `/readyz` and `/v1/status`."""
+    began_s = time.monotonic()
     router = APIRouter(route_class=route_class(render_error), tags=["operations"])
 
     @router.head("/livez", include_in_schema=False)
@@ -39,6 +45,18 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
             raise NotReady("no worker takes requests: loading, draining or restarting", retry_after_s=1)
         return Response("ok\n", media_type="text/plain")
 
+    @router.get("/v1/status", summary="What the server is doing", responses={200: {"model": Status}})
+    async def status() -> Response:
+        now = status_of(engine, metrics, uptime_s=time.monotonic() - began_s)
+        return Response(msgspec.json.encode(now), media_type="application/json")
+
+    return router
+
+
+def ops_router(metrics: Metrics, api: FastAPI) -> APIRouter:
+    """Return `/metrics`, and `/docs` of the application `api`."""
+    router = APIRouter(route_class=route_class(render_error), tags=["operations"])
+
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -50,8 +68,11 @@ def ops_router(engine: Engine, metrics: Metrics) -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:
-        app = request.app
-        assert isinstance(app, FastAPI), "the router is part of a FastAPI application"
-        return Response(msgspec.json.encode(document(app)), media_type="application/json")
+        described = document(api) | {"servers": [{"url": request.scope.get("root_path") or "/"}]}
+        if api.state.door.keys is not None:
+            schemes = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+            described["components"] |= schemes
+            described["security"] = [{"key": []}]
+        return Response(msgspec.json.encode(described), media_type="application/json")
 
     return router

@@ -19,8 +19,9 @@ from server.generation import ModelInfo
 from server.http.body import RequestBody, json_schema, read_json, shown
 from server.http.description import BODY_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
-from server.http.exchange import exchange_of, owner_of
+from server.http.exchange import exchange_of, key_of
 from server.http.leniency import Leniency
+from server.http.limits import limit_headers
 from server.http.models import model_object, version_object, version_of
 from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_response
@@ -127,7 +128,7 @@ def replicate_router(
 
     @router.get("/predictions", summary="Predictions, the newest first", responses=LISTED)
     async def list_predictions(http: Request) -> Response:
-        page = await jobs.newest(dialect=DIALECT, owner=owner_of(http), limit=PAGE + 1, **_filters(http))
+        page = await jobs.newest(dialect=DIALECT, owner=key_of(http), limit=PAGE + 1, **_filters(http))
         if http.query_params.get("source") == "web":
             page = []  # all of them came through the API
         base_url = outputs.base_url(http)
@@ -179,6 +180,9 @@ def replicate_router(
             leniency.check_model(name, model, http, field=field)
 
     async def create(http: Request, body: PredictionCreate, name: str, version: str) -> Response:
+        exchange = exchange_of(http)
+        caller = exchange.caller
+        assert caller is not None, "routes that make pictures are guarded"
         wait_s = wanted_wait_s(http)
         model = _loaded(engine)
         if model is not None:
@@ -186,15 +190,18 @@ def replicate_router(
         base_url = outputs.base_url(http)
         wanted = Job(
             key=_key(http, new_job_id()),
-            request=to_request(body.input, model, leniency, id=""),
+            request=caller.sign(to_request(body.input, model, leniency, id="")),
             seeded=bool(body.input.seed),
             input={"model": name, "version": version, "input": body.input.model_dump(exclude_unset=True)},
             base_url=base_url,
             webhook=await checked_webhook(body, jobs),
             deadline_s=deadline_s(http, now=time.time()),
         )
-        job = await jobs.submit(wanted)
-        exchange_of(http).note["job"] = job.key.id
+        try:
+            job = await jobs.submit(wanted, caller.entering())
+        finally:
+            exchange.headers |= limit_headers(caller.standings())
+        exchange.note["job"] = job.key.id
         if wait_s is not None:
             job = await jobs.wait(job.key, wait_s - WAIT_MARGIN_S)
         if wait_s is None or job.state.final:
@@ -269,7 +276,7 @@ def wanted_wait_s(http: Request) -> int | None:
 
 
 def _key(http: Request, prediction_id: str) -> JobKey:
-    return JobKey(DIALECT, owner_of(http), prediction_id)
+    return JobKey(DIALECT, key_of(http), prediction_id)
 
 
 async def checked_webhook(body: PredictionCreate, jobs: Jobs) -> Webhook | None:

@@ -11,6 +11,7 @@ from fastapi import Request
 
 from server.generation import GenerationRequest
 from server.http.body import RequestBody
+from server.http.exchange import key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,12 @@ class Running:
 
 
 def caller_of(http: Request) -> str:
-    """Return who asks: the key that was sent, or the address where none was. Keys are not kept."""
-    sent = http.headers.get("authorization", "")
-    if sent:
+    """Return who asks: the name of the API key; without keys what was sent as one, or the address.
+
+    What was sent is not kept.
+    """
+    if key := key_of(http):
+        return f"key {key}"
+    if sent := http.headers.get("authorization", ""):
         return hashlib.sha256(sent.encode()).hexdigest()
     return http.client.host if http.client else ""

@@ -111,6 +111,7 @@ class Loop:
             arrived_s=now,
             txt_rows=request.max_sequence_length,
             passes=2 if self.pipeline.uses_negative(request.guidance_scale) else 1,
+            key=request.key,
             priority=request.priority,
             deadline_s=None if request.deadline_s is None else now + request.deadline_s,
         )
@@ -149,20 +150,23 @@ class Loop:
             self._meter.begin(lane, running.began_s)
         smooth = self._stages.run(step.kind, works)
         now = self.clock()
+        shapes = tuple(entry.shape for entry in step.entries)
         with self._monitor:
             device_s = self._meter.end(lane, now)
+            efficiency = self.costs.efficiency(shapes) if step.kind is StepKind.DENOISE else None
             if smooth:
-                self.costs.refine(Timed(step.kind, tuple(entry.shape for entry in step.entries), device_s))
+                self.costs.refine(Timed(step.kind, shapes, device_s))
         for work in works:
             share = work.entry.tokens / step.tokens
             work.record(step.kind, seconds=now - running.began_s, device_s=device_s * share)
         self.send(
             Stepped(
-                kind=step.kind.value,
+                kind=step.kind,
                 lane=lane,
                 images=len(works),
                 tokens=step.tokens,
                 seconds=device_s,
+                efficiency=efficiency,
             )
         )
         if step.kind is StepKind.ENCODE:

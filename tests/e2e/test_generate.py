@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,23 @@ def test_every_answer_tells_its_id_and_timings(server: Server) -> None:
     )
     assert response.headers["x-request-id"] == "my-request-1"
     names = [each.split(";")[0].strip() for each in response.headers["server-timing"].split(",")]
-    assert names == ["queue", "text", "denoise", "decode", "encode", "total"]
+    assert names == ["queue", "text", "denoise", "decode", "encode", "predicted", "total"]
+    assert re.search(r'queue;dur=[\d.]+;desc="position \d+"', response.headers["server-timing"])
+    assert response.headers["x-steps"] == "4"
+    assert response.json()["timings"]["predicted_s"] > 0
+
+
+def test_the_status_tells_of_the_latest_requests_and_steps(server: Server) -> None:
+    generate(server, prompt="a tree", seed=1)
+    status = httpx.get(f"{server.url}/v1/status").json()
+    assert (status["state"], status["queue"]["auto_steps"]) == ("ready", 4)
+    assert status["queue"]["predicted_s"] > 0
+    assert [worker["state"] for worker in status["workers"]] == ["ready"]
+    assert status["model"]["digest"][:16] in httpx.get(f"{server.url}/metrics").text
+    assert {"queue", "denoise", "total"} <= set(status["recent"]["latencies"])
+    steps = status["recent"]["steps"]
+    assert steps["images"] >= 1
+    assert 0 < steps["efficiency"] <= 1
 
 
 def test_prompts_stay_out_of_the_log_and_the_metrics(server: Server) -> None:

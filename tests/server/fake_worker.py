@@ -1,9 +1,9 @@
 """A worker without a model: it speaks the real protocol and misbehaves as the prompt asks.
 
-Prompts: `sleep S`, `die`, `fail`, `hang`, `garbage`, `oversized`, `other id`, `twice`, `die once PATH`;
-`half` tells of two steps and of no end; `late` with a deadline is dropped for it just when a later one comes
-in; `meet PATH` stays outside of any step, and is answered where the path exists and four such pictures are in
-hand at once.
+Prompts: `sleep S`, `step S` (the same after a step that is over), `die`, `fail`, `hang`, `garbage`,
+`oversized`, `other id`, `twice`, `die once PATH`; `half` tells of two steps and of no end;
+`late` with a deadline is dropped for it just when a later one comes in; `meet PATH` stays outside of any
+step, and is answered where the path exists and four such pictures are in hand at once.
 A picture's bytes name its id, seed and size, so that a mix-up shows.
 """
 
@@ -14,9 +14,21 @@ import threading
 import time
 from pathlib import Path
 
-from server.costs import CostTable
+from server.costs import CostTable, StepKind
 from server.generation import Image, ImageRequest, ModelInfo, Timings
-from server.protocol import Cancel, Done, Failed, Fatal, Ready, Revise, Start, Stepped, Stepping, Stop, Submit
+from server.protocol import (
+    Cancel,
+    Done,
+    Failed,
+    Fatal,
+    Ready,
+    Revise,
+    Start,
+    Stepped,
+    Stepping,
+    Stop,
+    Submit,
+)
 from server.worker.connection import Connection
 
 MEETING = threading.Barrier(4)
@@ -45,6 +57,11 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
                 return
             MEETING.wait(30)
         case "sleep":
+            time.sleep(float(rest))
+        case "step":
+            lane = threading.get_ident()
+            stepped = Stepped(kind=StepKind.DECODE, lane=lane, images=1, tokens=256, seconds=0.01)
+            connection.send(stepped)
             time.sleep(float(rest))
         case "die":
             marker = Path(rest.removeprefix("once ")) if rest else None

@@ -1,9 +1,10 @@
 """The bound on the backlog, the estimates behind it, and the router."""
 
+import msgspec
 import pytest
 
-from server.admission import Admission, Admitted, auto_steps
-from server.costs import CostTable
+from server.admission import Admission, Admitted
+from server.costs import CostTable, StepKind
 from server.errors import Overloaded
 from server.generation import GenerationRequest, ImageRequest, ModelInfo, Priority
 from server.router import Load, choose
@@ -45,13 +46,23 @@ def admit(
 
 
 def cost_s(made: Admission, **changes: object) -> float:
+    before_s = made.backlog_s
     (admitted,) = admit(made, image(**changes), workers=1000)
+    after_s = made.backlog_s
     made.release(admitted, finished=False)
-    return admitted.cost_s
+    return after_s - before_s
 
 
 def test_a_picture_costs_what_the_table_says() -> None:
     assert cost_s(admission()) == pytest.approx(1.0)
+
+
+def test_a_lone_picture_of_another_key_is_forecast_before_a_crowd() -> None:
+    made = admission(1000.0)
+    admit(made, *(image(key="crowd") for _ in range(40)))
+    (same,) = admit(made, image(key="crowd"))
+    (lone,) = admit(made, image(key="lone"))
+    assert lone.forecast_s < same.forecast_s / 4
 
 
 def test_cost_grows_with_tokens_steps_and_guidance() -> None:
@@ -103,13 +114,39 @@ def test_retry_after_stays_in_its_bounds() -> None:
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     made = admission(100.0)
-    admit(made, *(image() for _ in range(5)))
+    in_hand = admit(made, *(image() for _ in range(5)))
     admit(made, deadline_s=7.0)
     with pytest.raises(Overloaded, match=r"would finish in about 7.0 s, after its deadline of 5 s") as caught:
         admit(made, deadline_s=5.0)
-    assert caught.value.retry_after_s == 2
+    assert caught.value.retry_after_s == 3
     assert made.backlog_s == pytest.approx(6.0)
-    admit(made, deadline_s=5.0, workers=2)
+    made.release(admit(made, deadline_s=5.0, workers=2)[0], finished=False)
+    for second in range(3):
+        with pytest.raises(Overloaded) as caught:
+            admit(made, deadline_s=5.0)
+        assert caught.value.retry_after_s == 3 - second
+        made.release(in_hand[second], finished=True)
+    admit(made, deadline_s=5.0)
+
+
+def test_a_refusal_waits_for_both_the_backlog_and_the_deadline() -> None:
+    made = admission(10.0)
+    admit(made, *(image() for _ in range(10)))
+    with pytest.raises(Overloaded, match=r"the backlog is 10\.0 s") as caught:
+        admit(made)
+    assert caught.value.retry_after_s == 1
+    with pytest.raises(Overloaded, match=r"the backlog is 10\.0 s") as caught:
+        admit(made, deadline_s=3.0)
+    assert caught.value.retry_after_s > 5
+
+
+def test_what_only_an_idle_server_admits_waits_for_one() -> None:
+    made = admission(10.0)
+    admit(made, *(image() for _ in range(6)))
+    for refused in ({"steps": 100}, {}):
+        with pytest.raises(Overloaded) as caught:
+            admit(made, image(**refused), deadline_s=0.01)
+        assert caught.value.retry_after_s == 6
 
 
 def test_small_and_urgent_pictures_are_promised_an_earlier_end() -> None:
@@ -140,15 +177,53 @@ def test_what_leaves_returns_the_backlog_to_exactly_zero(finished: bool) -> None
     admit(made, deadline_s=2.1)  # promised as if nothing had ever been there
 
 
-def test_auto_steps_go_down_with_the_backlog() -> None:
-    assert [auto_steps(backlog_s, step_down_s=2.0) for backlog_s in (0, 1.9, 2, 4, 6, 100)] == [
-        4,
-        4,
-        3,
-        2,
-        1,
-        1,
-    ]
+def test_auto_steps_go_down_with_the_backlog_of_each_worker() -> None:
+    made = Admission(1000.0, step_down_s=(1.5, 4.5, 6.0))
+    made.start_from(COSTS)
+    chosen = []
+    for _ in range(8):
+        chosen.append(made.auto_steps(MODEL, workers=1))
+        admit(made)
+    assert chosen == [4, 4, 3, 3, 3, 2, 1, 1]
+    assert made.auto_steps(MODEL, workers=2) == 3
+    assert made.auto_steps(msgspec.structs.replace(MODEL, max_steps=2), workers=2) == 2
+
+
+def test_every_step_takes_its_part_out_of_the_backlog() -> None:
+    made = admission()
+    first, second = admit(made, image(), image())
+    left = []
+    for kind in (StepKind.ENCODE, *[StepKind.DENOISE] * 4, StepKind.DECODE):
+        made.progress(first, kind)
+        left.append(round(made.backlog_s, 6))
+    assert left == [2.0, 1.8, 1.6, 1.4, 1.2, 1.0]
+    made.progress(first, StepKind.DECODE)  # of a step that was said twice nothing is left to take
+    assert made.backlog_s == pytest.approx(1.0)
+    made.release(first, finished=True)
+    made.progress(second, StepKind.DENOISE)
+    made.restart(second)
+    assert made.backlog_s == pytest.approx(1.0)
+    made.release(second, finished=False)
+    assert made.backlog_s == 0.0
+
+
+def test_a_position_is_how_many_are_due_before() -> None:
+    made = admission(1000.0)
+    large, first, second = admit(made, image(width=1024, height=1024), image(), image())
+    (urgent,) = admit(made, image(priority=Priority.HIGH))
+    assert [made.position(each) for each in (urgent, first, second, large)] == [0, 1, 2, 3]
+    made.release(first, finished=True)
+    assert made.position(second) == 1
+
+
+def test_asking_for_a_forecast_changes_nothing() -> None:
+    made = admission(1000.0)
+    assert made.forecast_s(image(), MODEL, workers=1) == pytest.approx(1.0)
+    admit(made, *(image() for _ in range(3)))
+    before_s = made.backlog_s
+    asked = [made.forecast_s(image(), MODEL, workers=1) for _ in range(3)]
+    assert asked[0] == asked[2] == pytest.approx(admit(made)[0].forecast_s)
+    assert made.backlog_s == pytest.approx(before_s + 1.0)
 
 
 def load(worker: int, backlog_s: float, *sizes: tuple[int, int]) -> Load:

@@ -6,10 +6,11 @@ from typing import cast
 
 import pytest
 
-from server.app import assemble, leniencies, open_jobs, worker_starts
+from server.app import assemble, open_jobs, worker_starts
 from server.engine import Engine
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.settings import Settings
 from tests.server.http.fake_engine import FakeEngine
 
@@ -58,8 +59,8 @@ def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller(tmp_
 
     metrics = Metrics()
     engine = cast(Engine, Watched())
-    jobs, outputs = open_jobs(Settings(data_dir=tmp_path), engine, metrics)
-    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs, leniencies(Settings()))
+    jobs, outputs = open_jobs(Settings(data_dir=tmp_path), engine, metrics, Quotas())
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs)
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

@@ -47,6 +47,16 @@ def test_guidance_is_two_samples_and_not_one_of_twice_the_rows() -> None:
     assert costs.step_s([MIDDLE._replace(passes=2)]) == pytest.approx(costs.step_s([MIDDLE] * 2))
 
 
+def test_a_step_is_efficient_where_its_time_is_that_of_its_rows() -> None:
+    costs = Costs.of(CostTable(step_floor_s=6.0, step_fixed_s=1.0, row_s=0.01, mixing=1.5))
+    shape, other = Shape(256, 256, txt_rows=44), Shape(256, 512, txt_rows=88)
+    assert costs.efficiency([shape]) == pytest.approx(3 / 6)
+    assert costs.efficiency([shape] * 2) == pytest.approx(6 / 7)
+    assert costs.efficiency([shape] * 99) > 0.99
+    assert costs.efficiency([shape, other]) == pytest.approx(9 / 10 / 1.5)
+    assert Costs.of(CostTable()).efficiency([shape]) == 1.0
+
+
 def test_the_host_launches_no_faster_than_its_floor() -> None:
     costs = Costs.of(CostTable(step_floor_s=0.167, row_s=0.0595 / 1024))
     step_s = [costs.step_s([Shape(512, 512, txt_rows=0)] * count) for count in (1, 2, 4, 8)]

@@ -23,10 +23,12 @@ from server.errors import (
     ServerError,
     WorkerLost,
 )
-from server.generation import GenerationRequest
+from server.generation import GenerationRequest, Priority
 from server.metrics import Metrics
 from server.protocol import Start
 from server.roster import Progress
+from server.stats import ServerState
+from server.supervisor import State
 
 COMMAND = (sys.executable, "-m", "tests.server.fake_worker")
 NAMES = iter(range(10**9))
@@ -57,6 +59,7 @@ def start(model: str = "fake", device: str = "cpu") -> Start:
 async def engine_on(
     *models: str,
     max_backlog_s: float = 100.0,
+    default_deadline_s: float | None = None,
     hang_s: float = 60.0,
     image_cache_bytes: int = 0,
     ready: bool = True,
@@ -65,7 +68,8 @@ async def engine_on(
         [start(model) for model in models or ("fake",)],
         metrics=Metrics(),
         max_backlog_s=max_backlog_s,
-        auto_steps_backlog_s=2.0,
+        default_deadline_s=default_deadline_s,
+        auto_steps_backlog_s=(2.0, 4.0, 6.0),
         hang_s=hang_s,
         image_cache_bytes=image_cache_bytes,
         command=COMMAND,
@@ -105,6 +109,12 @@ def run(story: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(story(), 60))  # type: ignore[arg-type]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 async def worker_pid(engine: Engine) -> int:
     pid = engine._workers[0].supervisor.pid
     assert pid is not None
@@ -128,7 +138,7 @@ def test_a_killed_worker_costs_nobody_their_picture() -> None:
             await asyncio.sleep(0.1)
             os.kill(await worker_pid(engine), signal.SIGKILL)
             assert await asyncio.gather(*asked) == ["ok"] * 8
-            assert engine.stats().in_hand == engine.stats().waiting == 0
+            assert engine.stats().in_hand == sum(engine.stats().queue.waiting.values()) == 0
 
     run(story)
 
@@ -249,6 +259,7 @@ def test_a_request_can_be_cancelled_by_its_id(capfd: pytest.CaptureFixture[str])
             kept = asyncio.create_task(ask(engine, request("sleep 0.3")))
             await asyncio.sleep(0.1)
             await engine.cancel("never heard of")
+            await engine.cancel("unwanted", key="somebody else's")
             await engine.cancel("unwanted")
             assert await cancelled == Cancelled.code
             assert engine.stats().in_hand == 1
@@ -318,6 +329,110 @@ def test_the_same_request_id_twice_is_two_requests() -> None:
         async with engine_on() as engine:
             asked = [ask(engine, request("sleep 0.1", id="same", seed=seed)) for seed in (1, 2, 3)]
             assert await asyncio.gather(*asked) == ["ok"] * 3
+
+    run(story)
+
+
+def test_the_stats_tell_what_waits_and_what_runs() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            idle = engine.stats()
+            assert (idle.state, idle.in_hand, idle.backlog_s) == (ServerState.READY, 0, 0.0)
+            assert idle.queue.predicted_s == pytest.approx(0.01)
+            assert (idle.queue.auto_steps, idle.queue.limit_s) == (4, 100.0)
+            waits = request("meet /nowhere", priority=Priority.LOW, id="waiting")
+            waiting = asyncio.create_task(ask(engine, waits))
+            running = asyncio.create_task(ask(engine, request("step 0.5", width=512)))
+            await until(lambda: engine.stats().queue.running[Priority.NORMAL] == 1)
+            stats = engine.stats()
+            assert stats.queue.waiting == {Priority.HIGH: 0, Priority.NORMAL: 0, Priority.LOW: 1}
+            assert stats.backlog_s == pytest.approx(0.01), "of the one that runs nothing is left to do"
+            assert stats.queue.predicted_s > 0.01  # type: ignore[operator]
+            (worker,) = stats.workers
+            assert (worker.state, worker.device, worker.restarts) == (State.READY, "cpu", 0)
+            assert (worker.in_hand, worker.sizes) == (2, ["256x256", "512x256"])
+            assert worker.backlog_s == pytest.approx(0.01)
+            assert 'flux_waiting_images{priority="low"} 1.0' in engine._metrics.exposition().decode()
+            await engine.cancel("waiting")
+            assert await asyncio.gather(waiting, running) == [Cancelled.code, "ok"]
+            await engine.stop(0)
+            assert engine.stats().state is ServerState.DRAINING
+
+    run(story)
+
+
+def test_what_a_dead_worker_had_done_counts_as_not_done() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            asked = asyncio.create_task(ask(engine, request("step 0.5")))
+            await until(lambda: engine.stats().queue.running[Priority.NORMAL] == 1)
+            os.kill(await worker_pid(engine), signal.SIGKILL)
+            await until(lambda: engine.stats().queue.waiting[Priority.NORMAL] == 1)
+            assert engine.stats().backlog_s == pytest.approx(0.01)
+            assert await asked == "ok"
+
+    run(story)
+
+
+def test_a_server_without_a_model_has_stats() -> None:
+    async def story() -> None:
+        async with engine_on("refused", ready=False) as engine:
+            await engine.wait_refused()
+            stats = engine.stats()
+            assert stats.state is ServerState.LOADING
+            assert (stats.queue.predicted_s, stats.queue.auto_steps, stats.queue.limit_s) == (None, None, 0.0)
+
+    run(story)
+
+
+def test_a_request_is_told_its_position_and_when_it_will_be_done() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            before = [asyncio.create_task(ask(engine, request("sleep 0.2"))) for _ in range(3)]
+            await until(lambda: engine.stats().in_hand == 3)
+            result = await engine.submit(request(num_images=2))
+            assert result.forecast is not None
+            assert result.forecast.position == 3
+            assert 0.04 < result.forecast.finish_s < 0.1
+            assert await asyncio.gather(*before) == ["ok"] * 3
+
+    run(story)
+
+
+def deadlines(engine: Engine) -> dict[str, float]:
+    found = re.findall(r'flux_deadlines_total{outcome="(\w+)"} (.+)', engine._metrics.exposition().decode())
+    return {outcome: float(count) for outcome, count in found}
+
+
+def test_who_names_no_deadline_has_the_servers() -> None:
+    async def story() -> None:
+        async with engine_on(default_deadline_s=0.3) as engine:
+            assert await ask(engine, request("hang")) == DeadlineExceeded.code
+            assert deadlines(engine) == {"missed": 1}
+            assert await ask(engine, request("sleep 0.5", deadline_s=20.0)) == "ok"
+            assert deadlines(engine) == {"missed": 1, "met": 1}
+            crowd = await asyncio.gather(*(ask(engine, request("sleep 0.1")) for _ in range(60)))
+            assert set(crowd) == {"ok", Overloaded.code}
+            counts = deadlines(engine)
+            assert counts["refused"] == crowd.count(Overloaded.code)
+            assert counts["met"] == 1 + crowd.count("ok")
+
+    run(story)
+
+
+def test_auto_takes_the_steps_of_the_backlog_and_counts_them() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            assert engine.steps_for_auto() == 4
+            large = [
+                asyncio.create_task(ask(engine, request("sleep 0.3", width=1536, height=1536)))
+                for _ in range(9)
+            ]
+            await until(lambda: engine.stats().in_hand == 9)
+            assert 2.0 < engine.stats().backlog_s < 4.0
+            assert engine.steps_for_auto() == engine.stats().queue.auto_steps == 3
+            await asyncio.gather(*large)
+            assert 'flux_auto_steps_total{steps="3"} 1.0' in engine._metrics.exposition().decode()
 
     run(story)
 

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from server.errors import (
 )
 from server.generation import GenerationResult, Priority
 from server.reuse import Reuse
-from tests.server.test_engine import engine_on, request, run, worker_pid
+from tests.server.test_engine import engine_on, request, run, until, worker_pid
 from tests.server.test_metrics import samples
 
 LONG = "sleep 0.5"
@@ -48,12 +47,6 @@ async def gather(*tasks: "asyncio.Task[GenerationResult | str]") -> list[Generat
     answers = await asyncio.gather(*tasks)
     assert all(isinstance(answer, GenerationResult) for answer in answers), answers
     return [answer for answer in answers if isinstance(answer, GenerationResult)]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def counted(engine: Engine, *name: str) -> float:
@@ -157,6 +150,19 @@ def test_the_last_to_leave_ends_the_run(capfd: pytest.CaptureFixture[str]) -> No
 
     run(story)
     assert len(re.findall(r"cancelled leaver#\d+/0", capfd.readouterr().err)) == 1
+
+
+def test_only_who_sent_a_request_can_cancel_it_by_its_id() -> None:
+    async def story() -> None:
+        async with engine_on() as engine:
+            unwanted, wanted = (asking(engine, id="same", key=key) for key in ("alice", "bob"))
+            await until(lambda: engine.stats().in_hand == 1)
+            await engine.cancel("same")
+            await engine.cancel("same", key="alice")
+            assert await unwanted == Cancelled.code
+            await gather(wanted)
+
+    run(story)
 
 
 def test_a_request_that_is_cancelled_by_its_id_is_the_only_one() -> None:

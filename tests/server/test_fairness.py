@@ -100,3 +100,14 @@ def test_the_imagined_device_never_has_more_to_do_than_the_real_one(story: list[
     clock.advance(sum(left_s for _, left_s in left) + 1e-6)
     assert not any(share.active for share, _ in left)
     assert clock.weight == 0.0
+
+
+def test_looking_ahead_is_what_advancing_would_come_to() -> None:
+    for work_s in (0.0, 0.5, 3.0, 7.5, 100.0):
+        clock = FairClock()
+        for cost_s, weight in ((1.0, 1.0), (2.0, 4.0), (5.0, 1.0)):
+            clock.join(key="", cost_s=cost_s, weight=weight)
+        foreseen = clock.after(work_s)
+        assert (clock.now, clock.weight) == (0.0, 6.0), "looking changes nothing"
+        clock.advance(work_s)
+        assert foreseen == pytest.approx((clock.now, clock.weight))

@@ -19,6 +19,7 @@ from server.job_store import JobStore
 from server.jobs import Jobs
 from server.metrics import Metrics
 from server.picture_files import PictureFiles
+from server.quotas import Quotas
 from server.webhooks import Webhooks
 from tests.server.test_engine import engine_on, request
 
@@ -46,6 +47,7 @@ async def jobs_on(
     lifetime_s: float = 60.0,
     limit_bytes: int = 1 << 20,
     max_unfinished: int = 100,
+    quotas: Quotas | None = None,
 ) -> AsyncIterator[Jobs]:
     metrics = Metrics()
     store = JobStore(folder / "jobs.sqlite")
@@ -56,6 +58,7 @@ async def jobs_on(
         files_in(folder),
         Webhooks(store, {}, Addresses(), metrics=metrics),
         metrics=metrics,
+        quotas=quotas or Quotas(),
         lifetime_s=lifetime_s,
         limit_bytes=limit_bytes,
         max_unfinished=max_unfinished,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.costs import CostTable
+from server.costs import CostTable, StepKind
 from server.generation import GenerationRequest, Image, ModelInfo, Priority, Timings
 from server.protocol import (
     FRAME_HEADER,
@@ -56,7 +56,7 @@ TO_WORKER: list[ToWorker] = [
 ]  # fmt: skip
 TO_FRONT: list[ToFront] = [
     Ready(model=MODEL, costs=CostTable(row_s=1e-5, ratios={"denoise 256x256": 1.25}, max_rows=7)),
-    Stepped(kind="denoise", lane=0, images=2, tokens=512, seconds=0.5),
+    Stepped(kind=StepKind.DENOISE, lane=0, images=2, tokens=512, seconds=0.5, efficiency=0.9),
     Stepping(lane=0, ids=["a/0"]),
     Done(id="r/0", image=IMAGE),
     Failed(id="r/0", code="generation_failed", message="no"),

@@ -52,6 +52,7 @@ def test_everything_that_decides_a_picture_is_in_its_key() -> None:
     [
         {"id": "b"},
         {"priority": Priority.HIGH},
+        {"key": "alice"},
         {"deadline_s": 1.0},
         {"negative_prompt": "b"},
         {"guidance_scale": 1.0},
@@ -100,7 +101,7 @@ def picture(data: bytes = b"picture") -> Image:
 
 def run_of(name: str | None) -> Pending:
     (admitted,) = Admission(1.0).admit([image()], MODEL, workers=1, deadline_s=None)
-    return Pending(image(), name, admitted, deadline=None)
+    return Pending(image(), name, admitted, deadline=None, came=0.0)
 
 
 def test_a_run_is_found_until_it_is_settled_and_its_picture_after_that() -> None:

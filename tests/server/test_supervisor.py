@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
-from server.costs import CostTable
+from server.costs import CostTable, StepKind
 from server.generation import ModelInfo
 from server.protocol import Ready, Start, Stepped, ToFront, frame
 from server.supervisor import MAX_DELAY_S, State, Supervisor
@@ -30,7 +30,7 @@ import os, socket, sys, time
 end = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
 end.recv(1 << 16)
 READY = {frame(Ready(model=MODEL, costs=CostTable()))!r}
-STEPPED = {frame(Stepped(kind="denoise", lane=0, images=1, tokens=1, seconds=1.0))!r}
+STEPPED = {frame(Stepped(kind=StepKind.DENOISE, lane=0, images=1, tokens=1, seconds=1.0))!r}
 """
 IDLE = "end.sendall(READY); end.recv(1)"
 

@@ -5,6 +5,7 @@ What it does is asked for in the prompt: the name of an error of `FAILURES` rais
 """
 
 import asyncio
+import dataclasses
 import io
 import tempfile
 import threading
@@ -19,7 +20,7 @@ import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import assemble, leniencies, open_jobs
+from server.app import Edge, assemble, leniencies, open_jobs
 from server.engine import Engine
 from server.errors import (
     Cancelled,
@@ -31,13 +32,24 @@ from server.errors import (
     ServerError,
     WorkerLost,
 )
-from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo, Timings
+from server.generation import (
+    Forecast,
+    GenerationRequest,
+    GenerationResult,
+    Image,
+    ImageRequest,
+    ModelInfo,
+    Priority,
+    Timings,
+)
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.reuse import Reuse
 from server.roster import UNWATCHED, Progress, Watch
 from server.settings import Settings
+from server.stats import EngineStats, QueueStats, ServerState, WorkerStats
+from server.supervisor import State
 
 MODEL = ModelInfo(
     name="fake",
@@ -64,6 +76,19 @@ FAILURES: dict[str, Exception] = {
     "fault": RuntimeError("secret of /home/host"),
 }
 REFUSED = ("overloaded", "not_ready")  # at the door; the others fail once they are let in
+FORECAST = Forecast(position=3, finish_s=0.0125)
+STATS = EngineStats(
+    ServerState.READY,
+    QueueStats(
+        backlog_s=2.5,
+        limit_s=30.0,
+        waiting={Priority.HIGH: 0, Priority.NORMAL: 2, Priority.LOW: 1},
+        running={Priority.HIGH: 1, Priority.NORMAL: 0, Priority.LOW: 0},
+        predicted_s=1.25,
+        auto_steps=3,
+    ),
+    [WorkerStats(State.READY, "cpu", backlog_s=2.5, in_hand=4, sizes=["256x256", "512x256"], restarts=1)],
+)
 TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, encode_s=0.005, total_s=0.015)
 
 
@@ -79,6 +104,7 @@ class FakeEngine:
     ready: bool = True
     auto_steps: int = 3
     found: tuple[int, int] = (0, 0)
+    device_s: float = 0.0
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
@@ -94,13 +120,16 @@ class FakeEngine:
 
     async def start(self) -> None: ...
 
+    def stats(self) -> EngineStats:
+        return STATS
+
     async def wait_ready(self) -> None:
         self.waiting_for_model += 1
         while not self.ready:
             await asyncio.sleep(0.005)
 
     def steps_for_auto(self) -> int:
-        return self.auto_steps
+        return min(self.auto_steps, self.model.max_steps)
 
     async def submit(
         self, request: GenerationRequest, reuse: Reuse, watch: Watch = UNWATCHED
@@ -129,9 +158,11 @@ class FakeEngine:
             created=int(time.time()),
             cached=cached,
             joined=joined,
+            forecast=None if cached == request.num_images else FORECAST,
+            device_s=self.device_s,
         )
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, *, key: str = "") -> None:
         if held := self.held.get(request_id):
             held.set_exception(Cancelled("the request was cancelled"))
 
@@ -162,21 +193,22 @@ def picture(image: ImageRequest) -> Image:
 
 
 @contextmanager
-def serving(engine: FakeEngine, **settings: Any) -> Iterator[str]:
+def serving(engine: FakeEngine, edge: Edge | None = None, **settings: Any) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        _serving(engine, Settings(data_dir=Path(folder), **settings)) as address,
+        _serving(engine, edge, Settings(data_dir=Path(folder), **settings)) as address,
     ):
         yield address
 
 
 @contextmanager
-def _serving(engine: FakeEngine, settings: Settings) -> Iterator[str]:
+def _serving(engine: FakeEngine, edge: Edge | None, settings: Settings) -> Iterator[str]:
     metrics = Metrics()
     answers = Answers(1 << 20, metrics=metrics)
-    jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics)
-    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, leniencies(settings))
+    edge = dataclasses.replace(edge or Edge(), leniency=leniencies(settings))
+    jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics, edge.door.quotas)
+    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -6,12 +6,13 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from tests.server.http.fake_engine import wait_until
+from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 
 PATHS = [
     "/livez",
     "/docs",
     "/metrics",
+    "/v1/status",
     "/nothing",
     "/v1/models",
     "/v1/generate",
@@ -23,7 +24,8 @@ PATHS = [
 def test_every_answer_is_marked(client: httpx.Client, path: str) -> None:
     headers = client.get(path).headers
     assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
-    assert re.fullmatch(r"(\w+;dur=\d+\.\d)(, \w+;dur=\d+\.\d)*", headers["server-timing"])
+    metric = r'\w+;dur=\d+\.\d(;desc="position \d+")?'
+    assert re.fullmatch(rf"{metric}(, {metric})*", headers["server-timing"])
     assert headers["server-timing"].split(", ")[-1].startswith("total")
     assert headers["x-content-type-options"] == "nosniff"
     assert "cache-control" in headers
@@ -55,8 +57,29 @@ def test_stages_are_told_where_there_are_any(client: httpx.Client) -> None:
         client.post("/v1/images/generations", json={"prompt": "a"}),
     ):
         assert answer.headers["server-timing"] == (
-            "queue;dur=1.0, text;dur=2.0, denoise;dur=3.0, decode;dur=4.0, encode;dur=5.0, total;dur=15.0"
+            'queue;dur=1.0;desc="position 3", text;dur=2.0, denoise;dur=3.0, decode;dur=4.0, encode;dur=5.0, '
+            "predicted;dur=12.5, total;dur=15.0"
         )
+
+
+def test_nothing_was_predicted_of_what_was_there_already() -> None:
+    with serving(FakeEngine(found=(1, 0))) as url:
+        timing = httpx.get(f"{url}/v1/generate?prompt=a&seed=1").headers["server-timing"]
+    assert timing.startswith("queue;dur=1.0, text")
+    assert "predicted" not in timing
+
+
+def test_every_picture_says_how_many_steps_it_took(client: httpx.Client) -> None:
+    for answer, steps in (
+        (client.post("/v1/generate", json={"prompt": "a", "num_inference_steps": "auto"}), "3"),
+        (client.post("/v1/generate", json={"prompt": "a"}, headers={"Accept": "image/png"}), "4"),
+        (client.get("/v1/generate?prompt=a&num_inference_steps=auto"), "3"),
+        (client.get("/v1/generate?prompt=a&seed=1&num_inference_steps=2"), "2"),
+        (client.post("/v1/images/generations", json={"prompt": "a", "steps": 5}), "5"),
+        *[(client.post("/v1/generate", json={"prompt": "a"}, headers={"Idempotency-Key": "k1"}), "4")] * 2,
+    ):
+        assert answer.headers["x-steps"] == steps
+    assert "x-steps" not in client.post("/v1/generate", json={"prompt": "overloaded"}).headers
 
 
 @pytest.mark.parametrize(

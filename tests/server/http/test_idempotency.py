@@ -159,6 +159,8 @@ def test_a_retry_during_the_first_waits_for_it(client: httpx.Client, engine: Fak
     assert {answer.content for answer in answers} == {answers[0].content}
     assert len(engine.requests) == 1
     assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+    counted = 'flux_requests_total{outcome="ok",route="/v1/generate"} 50.0'
+    wait_until(lambda: counted in client.get("/metrics").text)  # an answer is out before it is counted
     text = client.get("/metrics").text
     assert "flux_idempotent_replays_total 49.0" in text
     assert "flux_request_denoise_seconds_count 1.0" in text, "made once, so accounted for once"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from server.generation import GenerationRequest, Priority
-from tests.server.http.fake_engine import MODEL, FakeEngine, serving, wait_until
+from tests.server.http.fake_engine import FORECAST, MODEL, FakeEngine, serving, wait_until
 
 PLAIN = GenerationRequest(id="", prompt="a", width=256, height=256, steps=4, seed=1, max_sequence_length=256)
 EVERYTHING = {
@@ -174,6 +174,12 @@ def test_pictures_come_with_their_seeds(client: httpx.Client) -> None:
             assert decoded.getpixel((0, 0)) == (image["seed"] - 256, 1, 4)
     raw = client.post("/v1/generate", json={"prompt": "a", "seed": 7}, headers={"Accept": "image/*"})
     assert raw.headers["x-seed"] == "7"
+
+
+def test_an_answer_says_what_was_predicted_of_it(client: httpx.Client) -> None:
+    timings = client.post("/v1/generate", json={"prompt": "a"}).json()["timings"]
+    assert (timings["queue_position"], timings["predicted_s"]) == (FORECAST.position, FORECAST.finish_s)
+    assert (timings["queue_s"], timings["total_s"]) == (0.001, 0.015)
 
 
 def test_several_pictures_cannot_be_one_file(client: httpx.Client, engine: FakeEngine) -> None:

@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import cast
 
 import httpx
+import jsonschema
 import pytest
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from server.app import leniencies, open_jobs, routers
+from server import __version__
+from server.app import dialect_routers, leniencies, open_jobs
 from server.engine import Engine
+from server.http.ops import ops_router, probes_router
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.settings import Settings
-from tests.server.http.fake_engine import FakeEngine, serving
+from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -29,6 +34,63 @@ def test_probes(method: str) -> None:
         assert loading.headers["retry-after"] == "1"
 
 
+def test_the_status_is_what_the_engine_and_the_metrics_know() -> None:
+    with serving(FakeEngine()) as url, httpx.Client(base_url=url) as client:
+        before = client.get("/v1/status").json()
+        assert before["recent"] == {"requests": 0, "latencies": {}, "steps": None}
+        client.post("/v1/generate", json={"prompt": "a"})
+        wait_until(lambda: client.get("/v1/status").json()["recent"]["requests"] == 1)
+        status = client.get("/v1/status").json()
+    assert status["state"] == "ready"
+    assert status["version"] == __version__
+    assert 0 <= before["uptime_s"] <= status["uptime_s"] < 60
+    assert status["model"] == {
+        "name": "fake",
+        "digest": "d1" * 32,
+        "dtype": "float32",
+        "numerics": "exact",
+        "quantize": "none",
+        "default_width": 256,
+        "default_height": 256,
+        "default_steps": 4,
+    }
+    assert status["queue"] == {
+        "backlog_s": 2.5,
+        "limit_s": 30.0,
+        "waiting": {"high": 0, "normal": 2, "low": 1},
+        "running": {"high": 1, "normal": 0, "low": 0},
+        "predicted_s": 1.25,
+        "auto_steps": 3,
+    }
+    (worker,) = status["workers"]
+    assert worker == {
+        "state": "ready",
+        "device": "cpu",
+        "backlog_s": 2.5,
+        "in_hand": 4,
+        "sizes": ["256x256", "512x256"],
+        "restarts": 1,
+    }
+    assert status["caches"]["images"] == status["caches"]["prompts"] == {"lookups": {}, "size_bytes": 0}
+    assert status["recent"]["latencies"]["denoise"] == {"p50_s": 0.003, "p95_s": 0.003}
+
+
+def test_a_server_without_a_model_has_a_status() -> None:
+    with serving(FakeEngine(model_info=None)) as url:
+        answer = httpx.get(f"{url}/v1/status")
+    assert (answer.status_code, answer.json()["model"]) == (200, None)
+
+
+def test_the_status_is_as_the_documentation_describes_it(client: httpx.Client) -> None:
+    api = client.get("/openapi.json").json()
+    answer = api["paths"]["/v1/status"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(client.get("/v1/status").json(), {**answer, "components": api["components"]})
+    for name in ("Status", "QueueStats", "WorkerStats", "Steps"):
+        described = api["components"]["schemas"][name]
+        assert described["description"]
+        assert set(described["required"]) == set(described["properties"])
+
+
 def test_every_route_is_described_and_every_example_works(
     client: httpx.Client, engine: FakeEngine, tmp_path: Path
 ) -> None:
@@ -36,10 +98,15 @@ def test_every_route_is_described_and_every_example_works(
     metrics = Metrics()
     answers = Answers(0, metrics=metrics)
     settings, fake = Settings(data_dir=tmp_path), cast(Engine, engine)
-    jobs, outputs = open_jobs(settings, fake, metrics)
+    jobs, outputs = open_jobs(settings, fake, metrics, Quotas())
+    routers = (
+        *dialect_routers(fake, answers, jobs, outputs, leniencies(settings)),
+        probes_router(fake, metrics),
+        ops_router(metrics, FastAPI()),
+    )
     served = {
         (route.path.replace(":path", ""), method.lower())
-        for router in routers(fake, metrics, answers, jobs, outputs, leniencies(settings))
+        for router in routers
         for route in router.routes
         if isinstance(route, APIRoute) and route.include_in_schema
         for method in route.methods

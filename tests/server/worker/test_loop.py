@@ -326,6 +326,21 @@ def test_a_picture_that_becomes_urgent_overtakes() -> None:
     assert order == [2, 2, 2, 1, 1, 1]
 
 
+def test_a_key_with_one_picture_does_not_wait_for_all_of_one_with_many() -> None:
+    class Watched(FakePipeline):
+        def decode(self, samples: Sequence[FakeSample]) -> list[Pixels]:
+            order.extend(sample.prompt for sample in samples)
+            return super().decode(samples)
+
+    order: list[str] = []
+    messages = [submitted(f"many {n}", prompt="many", seed=n, key="many", steps=2) for n in range(20)]
+    messages += [submitted(f"few {n}", prompt="few", seed=n, key="few", steps=2) for n in range(2)]
+    hear(Watched(), messages, costs=ROW_BOUND)
+    assert len(order) == 22
+    # Shared evenly, the second of the few is due when as many of the other key are; what is begun goes on.
+    assert order[:6].count("few") == 2
+
+
 def test_a_picture_that_cannot_be_encoded_is_answered() -> None:
     with running() as world:
         world.pipeline.info = replace(INFO, name="a\0b")  # no text chunk can hold this
