@@ -22,9 +22,9 @@ from loadtests.traffic import Arrival, arrivals, bursty, parse_mix
 
 RESULTS = ROOT / "loadtests/results/peers.csv"
 OURS = "schnell-server"
-# A backlog bound far away: peers have none, and refusals would look like speed.
+# A backlog bound far away: peers have none, and refusals would look like speed; nor do peers keep pictures.
 SERVERS: dict[str, tuple[str, ...]] = {
-    OURS: (*servers.OURS, "--max-backlog-s", "3600", "--model"),
+    OURS: (*servers.OURS, "--max-backlog-s", "3600", "--image-cache-mb", "0", "--model"),
     "fastapi": ("-m", "loadtests.peers.fastapi_lock", "{port}"),
     "litserve": ("-m", "loadtests.peers.litserve_batch", "{port}"),
     "ray": ("-m", "loadtests.peers.ray_batch", "{port}"),
@@ -115,8 +115,8 @@ def at_once(kind: Traffic, requests: int, seed: int) -> list[Arrival]:
 
 def at_rate(kind: Traffic, rate: float, requests: int, seed: int) -> list[Arrival]:
     """The first `requests` of the traffic at a rate: the same sizes and seeds for everybody."""
-    rng = random.Random(seed)
-    times = bursty(rate, random.Random(seed + 1), variation=kind.variation)
+    rng = random.Random(f"{kind.name} {seed}")
+    times = bursty(rate, random.Random(f"{kind.name} {seed} times"), variation=kind.variation)
     endless = arrivals(times, parse_mix(kind.mix), rng, until_s=4 * requests / rate + 60)
     return endless[:requests]
 

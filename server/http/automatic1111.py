@@ -32,7 +32,7 @@ from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import error_response, message_of, route_class
-from server.http.exchange import exchange_of, key_of
+from server.http.exchange import exchange_of
 from server.http.leniency import Leniency
 from server.http.pictures import Picture, pictures_response
 from server.http.running import Running, caller_of
@@ -137,7 +137,7 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
         asked = to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
         seeded = body.seed is not None and body.seed >= 0
         with running.call(caller_of(http), secrets.token_hex(8), asked, body, now=time.monotonic()) as call:
-            result = await generate(engine, http, call.request, seeded=seeded)
+            result = await call.run(generate(engine, http, call.request, seeded=seeded))
         return to_response(body, asked, result, engine.model)
 
     @router.post("/img2img", summary="Not supported yet", responses=described("invalid_request", "not_ready"))
@@ -147,7 +147,7 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
     @router.post("/interrupt", summary="Stop what this caller has running", responses=described())
     async def interrupt(http: Request) -> Response:
         for call in running.of(caller_of(http)):
-            await engine.cancel(call.request.id, key=key_of(http))
+            call.stop()
         return _json({})
 
     @router.get("/progress", summary="How far what this caller has running is", responses=described())

@@ -34,7 +34,7 @@ from server.http.body import NOT_YET, RequestBody, json_schema, read_json, shown
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
-from server.http.exchange import exchange_of, key_of
+from server.http.exchange import exchange_of
 from server.http.leniency import Leniency
 from server.http.pictures import pictures_response
 from server.http.predictions import INPUT_EXAMPLE, OUTPUT_SCHEMA, Input, logs_of, output_of, to_request
@@ -157,7 +157,7 @@ def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
         call = running.find(caller_of(http), prediction_id)
         if call is None:
             return Response(b"{}", 404, media_type="application/json")
-        await engine.cancel(call.request.id, key=key_of(http))
+        call.stop()
         return _json({})
 
     async def answer(http: Request, body: PredictionBody, name: str) -> Response:
@@ -173,7 +173,8 @@ def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
         request = to_request(body.input, engine.model, leniency, id=exchange_of(http).request_id)
         with running.call(caller, name, request, body, now=time.monotonic()) as call:
             try:
-                result = await generate(engine, http, call.request, seeded=bool(body.input.seed))
+                work = generate(engine, http, call.request, seeded=bool(body.input.seed))
+                result = await call.run(work)
             except (GenerationFailed, Cancelled) as error:
                 return _ended_response(http, name, call, error, now=time.monotonic())
         return to_response(name, request, result)

@@ -1,34 +1,57 @@
 """What a caller has running, for dialects in which another request asks after it or stops it."""
 
+import asyncio
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from fastapi import Request
 
-from server.generation import GenerationRequest
+from server.errors import Cancelled
+from server.generation import GenerationRequest, GenerationResult
 from server.http.body import RequestBody
 from server.http.exchange import key_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Call:
     """A request in hand, the body that it came from, and when it came, on the clock of its dialect."""
 
     request: GenerationRequest
     body: RequestBody
     began_s: float
+    _work: "asyncio.Task[GenerationResult] | None" = None
+    _stopped: bool = False
+
+    async def run(self, work: Coroutine[Any, Any, GenerationResult]) -> GenerationResult:
+        """Return what `work` does; raises `Cancelled` once it is stopped, however early that was."""
+        self._work = asyncio.create_task(work)
+        if self._stopped:
+            self._work.cancel()
+        try:
+            return await self._work
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise Cancelled("the request was cancelled") from None
+            raise
+
+    def stop(self) -> None:
+        """End the work, also if the engine has not heard of it yet."""
+        self._stopped = True
+        if self._work is not None:
+            self._work.cancel()
 
 
 @dataclass(slots=True)
 class Running:
     """The calls in hand by caller, in the order in which they came; their names are the callers' own.
 
-    The id of a request is a client's to choose, and two may choose the same. What is stopped by its id must
-    have one that nobody else can have: hence `Call.request`, the request with another id.
+    The id of a request is a client's to choose, and two may choose the same. What is asked after by its id
+    must have one that nobody else can have: hence `Call.request`, the request with another id.
     """
 
     _calls: dict[str, dict[str, Call]] = field(default_factory=dict)

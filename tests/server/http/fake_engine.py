@@ -23,7 +23,6 @@ from PIL import Image as Pillow
 from server.app import Edge, assemble, leniencies, open_jobs
 from server.engine import Engine
 from server.errors import (
-    Cancelled,
     DeadlineExceeded,
     GenerationFailed,
     NotReady,
@@ -161,10 +160,6 @@ class FakeEngine:
             forecast=None if cached == request.num_images else FORECAST,
             device_s=self.device_s,
         )
-
-    async def cancel(self, request_id: str, *, key: str = "") -> None:
-        if held := self.held.get(request_id):
-            held.set_exception(Cancelled("the request was cancelled"))
 
     def progress(self, request_id: str) -> Progress:
         """Pictures that `wait` are all half way."""

@@ -1,6 +1,11 @@
 """What callers have running: each sees their own, and nobody's id can be another's."""
 
-from server.generation import GenerationRequest
+import asyncio
+
+import pytest
+
+from server.errors import Cancelled
+from server.generation import GenerationRequest, GenerationResult
 from server.http.body import RequestBody
 from server.http.running import Running
 
@@ -30,3 +35,44 @@ def test_two_calls_with_the_same_id_are_told_apart() -> None:
     ):
         assert first.request.id != second.request.id
         assert first.request.id.startswith(REQUEST.id)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_is_stopped_ends_however_early_that_was(begun: bool) -> None:
+    async def work() -> GenerationResult:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    async def story() -> None:
+        with Running().call("one", "a", REQUEST, RequestBody(), now=1.0) as call:
+            if not begun:
+                call.stop()
+            running = asyncio.create_task(call.run(work()))
+            await asyncio.sleep(0)
+            call.stop()
+            with pytest.raises(Cancelled):
+                await running
+
+    asyncio.run(story())
+
+
+def test_a_handler_that_is_cancelled_takes_its_work_along() -> None:
+    ended = []
+
+    async def work() -> GenerationResult:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("work")
+        raise AssertionError("nobody sets it")
+
+    async def story() -> None:
+        with Running().call("one", "a", REQUEST, RequestBody(), now=1.0) as call:
+            running = asyncio.create_task(call.run(work()))
+            await asyncio.sleep(0.01)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        assert ended == ["work"]
+
+    asyncio.run(story())
