@@ -1,11 +1,17 @@
 """Replicate's dialect at the edge: what real clients do not send, and what a real engine does not do."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from server.app import Edge
+from server.http.auth import Door
+from server.keys import KeysFile
+from server.keys import create as create_key
 from tests.server.http.fake_engine import MODEL as LOADED
 from tests.server.http.fake_engine import FakeEngine, serving
 
@@ -155,3 +161,24 @@ def test_pages_follow_each_other_to_the_oldest(crowded: httpx.Client) -> None:
     assert (len(first["results"]), len(second["results"]), second["next"]) == (100, 3, None)
     assert len({each["id"] for each in first["results"] + second["results"]}) == 103
     assert crowded.get("/v1/predictions?source=web").json()["results"] == []
+
+
+def test_keys_have_jobs_of_their_own_and_are_charged_for_them(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    mine = {"Authorization": f"Bearer {create_key(file, 'me', concurrent_requests=1)}"}
+    other = {"Authorization": f"Token {create_key(file, 'you')}"}
+    door = Door(KeysFile.read(file))
+    engine = FakeEngine(device_s=1.5)
+    with serving(engine, Edge(door=door)) as url, httpx.Client(base_url=url, timeout=20) as client:
+        refused = create(client, headers={})
+        assert (refused.status_code, refused.json()["title"]) == (401, "Unauthenticated")
+        made = create(client, headers=mine | {"Prefer": "wait"}).json()
+        assert engine.requests[-1].key == "me"
+        assert door.quotas.today(time.time()).device_s == {"me": 1.5}
+        assert client.get(made["urls"]["get"], headers=other).status_code == 404
+        assert client.get("/v1/predictions", headers=other).json()["results"] == []
+        running = create(client, "wait", headers=mine).json()
+        assert create(client, headers=mine).status_code == 429, "one at once, until it has ended"
+        assert client.post(running["urls"]["cancel"], headers=other).status_code == 404
+        assert client.post(running["urls"]["cancel"], headers=mine).json()["status"] == "canceled"
+        assert create(client, headers=mine).status_code == 201
