@@ -7,13 +7,13 @@ PYTHON ?= python3
 PIP_VERSION = 26.2
 BIN = .venv/bin
 
-.PHONY: serve test check format train-tiny replay-dockerfile
+.PHONY: serve test check format train-tiny replay-dockerfile clients
 .DELETE_ON_ERROR:
 
 serve: .venv/serve.stamp
 	$(BIN)/python -m server $(ARGS)
 
-test: check
+test: check clients
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/test.stamp
@@ -27,6 +27,22 @@ format: .venv/test.stamp
 
 train-tiny: .venv/train.stamp
 	OMP_WAIT_POLICY=passive $(BIN)/python -m model.training $(ARGS)
+
+# Official clients that cannot be in the environment: those for Node, and another version of a package that is
+# in it. Their tests are skipped where they cannot be had.
+clients: .venv/test.stamp
+	@command -v npm >/dev/null || echo "npm is not there: the tests of clients for Node are skipped"
+	@command -v npm >/dev/null && $(MAKE) --no-print-directory build/clients/node.stamp || true
+	@$(MAKE) --no-print-directory build/clients/replicate2.stamp || true
+
+build/clients/node.stamp: tests/e2e/node/package-lock.json
+	npm ci --prefix tests/e2e/node --no-audit --no-fund
+	mkdir -p $(@D) && touch $@
+
+build/clients/replicate2.stamp: Makefile | .venv/bin/python
+	rm -rf build/clients/replicate2
+	$(BIN)/python -m pip install --quiet --no-deps --target build/clients/replicate2 replicate==2.0.0b4 distro==1.9.0
+	touch $@
 
 # Replays the Dockerfile's build, entry point and health check where no Docker engine runs.
 replay-dockerfile: .venv/test.stamp

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +28,12 @@ from pydantic import BaseModel, Field
 from loadtests.instant_worker import PICTURE
 from loadtests.outcomes import quantile
 from loadtests.report import keep, machine
-from server.app import assemble, leniencies, worker_starts
+from server.app import assemble, open_jobs, worker_starts
 from server.engine import Engine
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,8 +119,13 @@ def serve(name: str, port: int) -> None:
 
         uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
         return
+    with tempfile.TemporaryDirectory() as folder:
+        serve_ours(Settings(max_backlog_s=3600, data_dir=Path(folder)), port)
+
+
+def serve_ours(settings: Settings, port: int) -> None:
+    """Serve this server's front end around a worker that answers at once."""
     metrics = Metrics()
-    settings = Settings(max_backlog_s=3600)
     engine = Engine(
         worker_starts(settings, cores=1),
         metrics=metrics,
@@ -129,7 +136,9 @@ def serve(name: str, port: int) -> None:
         image_cache_bytes=0,
         command=WORKER,
     )
-    app = assemble(engine, metrics, Answers(0, metrics=metrics), leniencies(settings))
+    jobs, outputs = open_jobs(settings, engine, metrics, Quotas())
+    answers = Answers(0, metrics=metrics)
+    app = assemble(engine, metrics, answers, jobs, outputs)
     uvicorn.run(
         app, host="127.0.0.1", port=port, http=Connection, ws="none", log_config=None, access_log=False
     )

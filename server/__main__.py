@@ -24,6 +24,7 @@ from pydantic_settings import SettingsError
 from server import __version__, logs
 from server.app import build_service
 from server.engine import Engine
+from server.errors import StorageUnavailable
 from server.http.connection import Connection
 from server.keys import KeysFileError
 from server.settings import Settings, unknown_variables
@@ -63,6 +64,9 @@ async def _serve(
         service = build_service(settings)
     except KeysFileError as error:
         _complain(f"--api-keys-file: {error}")
+        return EXIT_USAGE
+    except StorageUnavailable as error:
+        _complain(f"--data-dir {settings.data_dir}: {error.message}")
         return EXIT_USAGE
     config = _config(service.api, settings, tls_cert=settings.tls_cert, tls_key=settings.tls_key)
     try:

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
+from server.addresses import Addresses, networks
 from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
@@ -26,12 +27,19 @@ from server.http.leniency import Leniency
 from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router, probes_router
+from server.http.outputs import Outputs, files_router
+from server.http.replicate import DIALECT, replicate_payload, replicate_routers
 from server.idempotency import Answers
+from server.job_store import JobStore
+from server.jobs import Jobs
 from server.keys import KeysFile
 from server.metrics import Metrics
+from server.picture_files import PictureFiles
 from server.protocol import Start
+from server.quotas import Quotas
 from server.settings import DIALECTS, Settings
 from server.usage import UsageFile
+from server.webhooks import Webhooks
 
 PREFLIGHT_S: Final = 3600  # that browsers may remember what is allowed
 EXPOSED_HEADERS: Final = (
@@ -75,7 +83,7 @@ class Service:
 
 
 def build_service(settings: Settings) -> Service:
-    """Make everything that the settings ask for; raises `KeysFileError`."""
+    """Make everything that the settings ask for; raises `KeysFileError` and `StorageUnavailable`."""
     metrics = Metrics()
     engine = Engine(
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
@@ -96,8 +104,35 @@ def build_service(settings: Settings) -> Service:
         max_body_bytes=settings.max_body_mb << 20,
         ops_apart=settings.ops_port is not None,
     )
-    api = assemble(engine, metrics, answers, edge)
+    jobs, outputs = open_jobs(settings, engine, metrics, door.quotas)
+    api = assemble(engine, metrics, answers, jobs, outputs, edge)
     return Service(api, assemble_ops(engine, metrics, api) if edge.ops_apart else None, engine)
+
+
+def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quotas) -> tuple[Jobs, Outputs]:
+    """Return the jobs of the data directory, which is now this process's, and how their pictures are given.
+
+    Raises `StorageUnavailable`.
+    """
+    folder = _at_home(settings.data_dir) / "jobs"
+    store = JobStore(folder / "jobs.sqlite")
+    store.open()
+    files = PictureFiles(folder / "files", lifetime_s=settings.jobs_ttl_s)
+    outputs = Outputs(files, settings.output, settings.public_url)
+    payloads = {DIALECT: replicate_payload(outputs)}
+    addresses = Addresses(networks(settings.webhook_allow_networks))
+    jobs = Jobs(
+        engine,
+        store,
+        files,
+        Webhooks(store, payloads, addresses, metrics=metrics),
+        metrics=metrics,
+        quotas=quotas,
+        lifetime_s=settings.jobs_ttl_s,
+        limit_bytes=settings.jobs_disk_mb << 20,
+        max_unfinished=settings.max_unfinished_jobs,
+    )
+    return jobs, outputs
 
 
 def leniencies(settings: Settings) -> dict[str, Leniency]:
@@ -106,15 +141,24 @@ def leniencies(settings: Settings) -> dict[str, Leniency]:
     return {name: Leniency(name in clamped, settings.strict_models) for name in DIALECTS}
 
 
-def assemble(engine: Engine, metrics: Metrics, answers: Answers, edge: Edge | None = None) -> FastAPI:
+def assemble(
+    engine: Engine,
+    metrics: Metrics,
+    answers: Answers,
+    jobs: Jobs,
+    outputs: Outputs,
+    edge: Edge | None = None,
+) -> FastAPI:
     """Put the routes of all dialects around an engine."""
     edge = edge or Edge()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        await jobs.start()
         async with edge.usage.kept() if edge.usage else nullcontext():
             yield
+            await jobs.stop()
 
     app = _bare(lifespan)
     app.state.door = edge.door
@@ -134,7 +178,7 @@ def assemble(engine: Engine, metrics: Metrics, answers: Answers, edge: Edge | No
         [
             probes_router(engine, metrics),
             *ops,
-            *dialect_routers(engine, answers, edge.leniency),
+            *dialect_routers(engine, answers, jobs, outputs, edge.leniency),
         ],
     )
     return app
@@ -169,15 +213,17 @@ def _include(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 
 def dialect_routers(
-    engine: Engine, answers: Answers, leniency: Mapping[str, Leniency]
+    engine: Engine, answers: Answers, jobs: Jobs, outputs: Outputs, leniency: Mapping[str, Leniency]
 ) -> Sequence[APIRouter]:
-    """Return the routes of all dialects."""
+    """Return the routes of all dialects; of two that take a path the first answers."""
     return (
         native_router(engine, answers),
+        *replicate_routers(engine, jobs, outputs, leniency["replicate"]),  # knows OpenAI's owner/name too
         openai_router(engine, answers, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
         automatic1111_router(engine, leniency["automatic1111"]),
         cog_router(engine, leniency["cog"]),
+        files_router(outputs.files),
     )
 
 

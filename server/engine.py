@@ -35,9 +35,11 @@ from server.protocol import (
 from server.result import forecast_of, result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
+    UNWATCHED,
     Pending,
     Progress,
     Waiter,
+    Watch,
     Worker,
     end_hanging,
     leave,
@@ -151,15 +153,12 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return what is going on now; the cost grows with the pictures in hand."""
         state = ServerState.READY if self.ready else ServerState.LOADING
-        return stats_of(
-            self._workers,
-            self._unanswered,
-            self._admission,
-            state=ServerState.DRAINING if self._stopping else state,
-            model=self._model,
-        )
+        state = ServerState.DRAINING if self._stopping else state
+        return stats_of(self._workers, self._unanswered, self._admission, state=state, model=self._model)
 
-    async def submit(self, request: GenerationRequest, reuse: Reuse = Reuse.NEVER) -> GenerationResult:
+    async def submit(
+        self, request: GenerationRequest, reuse: Reuse = Reuse.NEVER, watch: Watch = UNWATCHED
+    ) -> GenerationResult:
         """Make or find the pictures of `request`; cancelling this call cancels work that nobody else awaits.
 
         A request without a deadline has the server's. Raises `Overloaded`, `NotReady`, `DeadlineExceeded`,
@@ -168,7 +167,7 @@ class Engine:
         if request.deadline_s is None:
             request = msgspec.structs.replace(request, deadline_s=self._default_deadline_s)
         with self._metrics.deadline(request.deadline_s):
-            return await self._answer(request, reuse)
+            return await self._answer(request, reuse, watch)
 
     async def cancel(self, request_id: str, *, key: str = "") -> None:
         """End the calls of `submit` with this id, from the API key of this name, with `Cancelled`."""
@@ -192,11 +191,12 @@ class Engine:
             self._watch.cancel()
         await asyncio.gather(*(worker.supervisor.stop() for worker in self._workers))
 
-    async def _answer(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
+    async def _answer(self, request: GenerationRequest, reuse: Reuse, watch: Watch) -> GenerationResult:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        waiters = self._admit(request, reuse, now=began)
+        waiters = self._admit(request, reuse, watch, now=began)
         try:
+            watch.admitted()
             forecast = forecast_of(waiters, self._admission, now=began)
             self._dispatch()
             async with asyncio.timeout(request.deadline_s):
@@ -211,7 +211,7 @@ class Engine:
         total_s = loop.time() - began
         return result_of(request, images, waiters, forecast=forecast, model=self.model.name, total_s=total_s)
 
-    def _admit(self, request: GenerationRequest, reuse: Reuse, *, now: float) -> list[Waiter]:
+    def _admit(self, request: GenerationRequest, reuse: Reuse, watch: Watch, *, now: float) -> list[Waiter]:
         """Let the request wait for its pictures; those that need no run of their own are never refused."""
         if self._stopping:
             raise NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S)
@@ -231,7 +231,7 @@ class Engine:
         self._unanswered.update(runs)
         self._waiting.extend(runs)
         self._gallery.began(runs)
-        return [self._wait_for(picture, request, deadline=deadline) for picture in pictures]
+        return [self._wait_for(picture, request, watch, deadline=deadline) for picture in pictures]
 
     def _let_in(
         self, images: list[ImageRequest], model: ModelInfo, *, deadline_s: float | None
@@ -242,10 +242,10 @@ class Engine:
         return self._admission.admit(images, model, workers=workers, deadline_s=deadline_s)
 
     def _wait_for(
-        self, picture: Image | Pending, request: GenerationRequest, *, deadline: float | None
+        self, picture: Image | Pending, request: GenerationRequest, watch: Watch, *, deadline: float | None
     ) -> Waiter:
         """Let a request wait; a run that somebody joins may become more urgent, or be given more time."""
-        waiter = wait_for(picture, request)
+        waiter = wait_for(picture, request, watch)
         run = waiter.pending
         if run is not None and run.revise(request.priority, deadline) and run.worker is not None:
             left_s = run.left_s(asyncio.get_running_loop().time())

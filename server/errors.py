@@ -18,6 +18,7 @@ ServerError
 ├── QuotaExceeded       this key has used up its day; carries the seconds until the next
 ├── Overloaded          the backlog is full; carries the seconds after which to come back
 ├── NotReady            starting, draining or without a worker; come back
+├── StorageUnavailable  the disk does not take what has to be kept; come back
 ├── DeadlineExceeded    the request's own deadline passed, or its picture cannot be finished by then
 ├── WorkerLost          the worker died twice under this request; the same request may succeed later
 ├── GenerationFailed    the model could not make this picture; the same request will fail again
@@ -113,6 +114,11 @@ class Overloaded(ServerError):
 
 class NotReady(ServerError):
     code = "not_ready"
+    retryable = True
+
+
+class StorageUnavailable(ServerError):
+    code = "storage_unavailable"
     retryable = True
 
 

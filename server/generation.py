@@ -18,6 +18,7 @@ MAX_SEQUENCE_LENGTH = 512
 MAX_SEED = 2**53 - 1  # what a JSON number keeps in JavaScript
 DRAWN_SEED_LIMIT = 2**32
 MAX_GUIDANCE_SCALE = 20.0
+MODEL_DEFAULT = 0  # of steps or tokens: what the model has, filled in when it is known
 MAX_DEADLINE_MS = 3_600_000
 
 
@@ -78,6 +79,17 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority | None = None
     deadline_s: float | None = None
     key: str = ""
+
+    def fitted(self, model: "ModelInfo") -> "GenerationRequest":
+        """Fill in what was left to the model, and clamp the steps to what it takes.
+
+        For requests that may be accepted before the model is loaded, or run after a restart with another.
+        """
+        return msgspec.structs.replace(
+            self,
+            steps=min(self.steps or model.default_steps, model.max_steps),
+            max_sequence_length=self.max_sequence_length or model.default_sequence_length,
+        )
 
     def images(self) -> list[ImageRequest]:
         """Cut the request into its pictures, in order; their ids are `<request id>/<index>`."""

@@ -83,6 +83,9 @@ class Metrics:
             "What is served; always 1",
             *("model", "digest", "dtype", "numerics", "quantize", "device"),
         )
+        self._jobs = self._counter("flux_jobs", "Jobs by how they ended", "dialect", "state")
+        self._jobs_unfinished = self._gauge("flux_jobs_unfinished", "Jobs that are to be done")
+        self._webhooks = self._counter("flux_webhook_attempts", "Webhook calls by outcome", "outcome")
         self._cache_seen: dict[int, CacheReport] = {}
 
     def exposition(self) -> bytes:
@@ -90,13 +93,16 @@ class Metrics:
         return generate_latest(self.registry)
 
     def request(self, route: str, outcome: str, result: GenerationResult | None = None) -> None:
-        """Count one answered request; `outcome` is `ok` or the code of its error.
-
-        A request whose pictures were all there, or made for another one, has no stages of its own.
-        """
+        """Count one answered request; `outcome` is `ok` or the code of its error."""
         self._requests.labels(route, outcome).inc()
-        if result is None:
-            return
+        if result is not None:
+            self.result(result)
+
+    def result(self, result: GenerationResult) -> None:
+        """Count where the time of a request or a job went.
+
+        One whose pictures were all there, or made for another one, has no stages of its own.
+        """
         stages_s = stage_seconds(result.timings)
         if not result.made:
             stages_s = {stage: stages_s[stage] for stage in ("queue", "total")}
@@ -165,6 +171,16 @@ class Metrics:
 
     def auto_steps(self, steps: int) -> None:
         self._auto_steps.labels(str(steps)).inc()
+
+    def job_ended(self, dialect: str, state: str) -> None:
+        self._jobs.labels(dialect, state).inc()
+
+    def jobs_unfinished(self, count: int) -> None:
+        self._jobs_unfinished.set(count)
+
+    def webhook(self, outcome: Literal["delivered", "refused", "gone", "failed", "given_up"]) -> None:
+        """Count one attempt: `refused` by us for its address, `gone` a receiver that wants no more."""
+        self._webhooks.labels(outcome).inc()
 
     def workers(self, ready: int) -> None:
         self._ready.set(ready)

@@ -1,7 +1,7 @@
 """Who works on what: the pictures that were admitted, and the workers with what each has in hand."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +19,24 @@ from server.supervisor import State, Supervisor
 MAX_FAILED_STARTS: Final = 5  # in a row: then nobody should wait for this worker any longer
 
 log = structlog.get_logger(__name__)
+
+
+def _ignore() -> None:
+    """Nobody wants to hear of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told what becomes of a request on its way.
+
+    `admitted` is called once, before any wait; `began` for each of its pictures, when a worker starts on it.
+    """
+
+    admitted: Callable[[], None] = _ignore
+    began: Callable[[], None] = _ignore
+
+
+UNWATCHED: Final = Watch()
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +81,13 @@ class Pending:
         self.image = msgspec.structs.replace(self.image, priority=urgent)
         return known != (urgent, self.deadline)
 
+    def begin(self) -> None:
+        """Tell all who wait that a worker has started on it, once."""
+        if not self.began:
+            self.began = True
+            for waiter in self.waiters:
+                waiter.watch.began()
+
     def settle(self, answer: Image | ServerError) -> None:
         """Give all who wait the same answer; from here on nobody joins them."""
         self.settled, self.finished = True, isinstance(answer, Image)
@@ -77,6 +102,7 @@ class Waiter:
     request_id: str
     key: str  # the name of the API key that it came with
     answer: "asyncio.Future[Image]"
+    watch: Watch
     pending: Pending | None = None
     joined: bool = False  # the picture was being made for another request
 
@@ -109,7 +135,7 @@ class Worker:
         self.stepping[lane] = ids
         for image_id in ids:
             if pending := self.in_hand.get(image_id):
-                pending.began = True
+                pending.begin()
 
     def end_step(self, stepped: Stepped) -> list[Pending]:
         """Return the pictures of the step that is over on a lane, but for those nobody wants any more."""
@@ -182,14 +208,16 @@ def _is_hopeless(supervisor: Supervisor) -> bool:
     return gone or (supervisor.state is State.LOST and supervisor.failures >= MAX_FAILED_STARTS)
 
 
-def wait_for(picture: Image | Pending, request: GenerationRequest) -> Waiter:
+def wait_for(picture: Image | Pending, request: GenerationRequest, watch: Watch) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future())
+    waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future(), watch)
     if isinstance(picture, Image):
         waiter.settle(picture)
     else:
         waiter.pending, waiter.joined = picture, bool(picture.waiters)
         picture.waiters.append(waiter)
+        if picture.began:
+            watch.began()
     return waiter
 
 

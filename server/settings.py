@@ -7,6 +7,7 @@ errors, so that a misspelt setting never does nothing.
 import ipaddress
 import os
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -16,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from server.generation import MAX_DEADLINE_MS
 
 ENV_PREFIX = "FLUX_"
-DIALECTS = ("openai", "huggingface", "automatic1111", "cog")
+DIALECTS = ("openai", "huggingface", "automatic1111", "cog", "replicate")
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "model" / "tiny"
 
 
@@ -135,7 +136,10 @@ class Settings(BaseSettings):
     ] = 0
     data_dir: Annotated[
         Path,
-        Field(description="folder for what the server keeps between starts: what steps cost, what keys used"),
+        Field(
+            description="folder of one server for what it keeps between starts: jobs and their pictures, "
+            "what steps cost, what keys used"
+        ),
     ] = Path("~/.cache/schnell-server")
     calibration_s: Annotated[
         float,
@@ -166,10 +170,10 @@ class Settings(BaseSettings):
         str,
         Field(
             description="dialects in which steps beyond the model's are clamped and not refused, with commas "
-            "between: openai, huggingface, automatic1111, cog; or none",
+            "between: openai, huggingface, automatic1111, cog, replicate; or none",
             pattern=rf"^(none|({'|'.join(DIALECTS)})(,({'|'.join(DIALECTS)}))*)$",
         ),
-    ] = "openai,huggingface,automatic1111"
+    ] = "openai,huggingface,automatic1111,replicate"
     strict_models: Annotated[
         bool,
         Field(description="refuse names of models that are not served, instead of noting them in the log"),
@@ -188,6 +192,34 @@ class Settings(BaseSettings):
         int,
         Field(description="bound of the answers that are kept for Idempotency-Key, MiB; 0 keeps none", ge=0),
     ] = 64
+    jobs_ttl_s: Annotated[
+        float,
+        Field(description="seconds that a finished job and its pictures are kept", ge=10, le=2_592_000),
+    ] = 86_400.0
+    jobs_disk_mb: Annotated[
+        int, Field(description="bound of finished jobs on the disk, MiB; the oldest go first", ge=1)
+    ] = 4096
+    max_unfinished_jobs: Annotated[
+        int, Field(description="jobs that may wait or run at once; beyond that 429 is answered", ge=1)
+    ] = 1000
+    output: Annotated[
+        Literal["auto", "data", "url"],
+        Field(
+            description="pictures of jobs as data: addresses or by URL; auto: by URL where the client came "
+            "over https, since its libraries take no other"
+        ),
+    ] = "auto"
+    public_url: Annotated[
+        str,
+        Field(
+            description="how clients reach the server, for URLs in answers; by default as the request did",
+            pattern=r"^(https?://[^/\s?#@]+[^\s?#]*)?$",
+        ),
+    ] = ""
+    webhook_allow_networks: Annotated[
+        str,
+        Field(description="networks inside that webhooks may call all the same, such as 10.0.0.0/8,fd00::/8"),
+    ] = ""
     verify_weights: Annotated[
         Literal["auto", "always", "never"],
         Field(
@@ -204,6 +236,13 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error"],
         Field(description="least severe level that is logged; prompts never are"),
     ] = "info"
+
+    @field_validator("webhook_allow_networks")
+    @classmethod
+    def _networks_parse(cls, text: str) -> str:
+        for each in filter(None, (each.strip() for each in text.split(","))):
+            ip_network(each)
+        return text
 
     @property
     def cors_origin_list(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ TEXTS: Final = {
     "not_acceptable": "What Accept asks for is not to be had",
     "idempotency_key_reused": "The Idempotency-Key belongs to another request",
     "overloaded": "Overloaded: come back after Retry-After",
+    "storage_unavailable": "The disk does not take it: come back after Retry-After",
     "not_ready": "Not ready: come back after Retry-After",
     "worker_lost": "The worker died: come back after Retry-After",
     "deadline_exceeded": "The deadline passed",

@@ -31,6 +31,7 @@ STATUS: Final = {
     "quota_exceeded": 429,
     "overloaded": 429,
     "not_ready": 503,
+    "storage_unavailable": 503,
     "worker_lost": 503,
     "deadline_exceeded": 504,
     "cancelled": 499,

@@ -37,6 +37,7 @@ from server.http.errors import STATUS, route_class
 from server.http.exchange import exchange_of
 from server.http.idempotency import KEY_PARAMETER, Once
 from server.http.leniency import Leniency, names_of
+from server.http.models import openai_model
 from server.http.native import MIN_SEQUENCE_LENGTH
 from server.http.pictures import Picture, pictures_response
 from server.http.seeds import given_or_drawn
@@ -48,7 +49,6 @@ SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 SIZE_RULE: Final = (
     f'"auto" or "WIDTHxHEIGHT", each a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE}'
 )
-CREATED: Final = 1722470400  # when FLUX.1 [schnell] was published
 STATUSES: Final = {**STATUS, "invalid_request": 400}
 
 Steps = Annotated[
@@ -147,14 +147,14 @@ def openai_router(engine: Engine, answers: Answers, leniency: Leniency) -> APIRo
 
     @router.get("/v1/models", summary="The names of the model", responses=described("not_ready"))
     async def list_models() -> Response:
-        return _json({"object": "list", "data": [_model(name) for name in names_of(engine.model)]})
+        return _json({"object": "list", "data": [openai_model(name) for name in names_of(engine.model)]})
 
     @router.get("/v1/models/{name:path}", summary="The model", responses=described("not_found", "not_ready"))
     async def retrieve_model(name: str) -> Response:
         if name not in names_of(engine.model):
             known = ", ".join(names_of(engine.model))
             raise NotFound(f"there is no model {name[:100]!a}; there are: {known}", field="model")
-        return _json(_model(name))
+        return _json(openai_model(name))
 
     return router
 
@@ -228,10 +228,6 @@ def _datum(body: ImagesBody, image: Image) -> dict[str, Any]:
     if (body.response_format or default) == "url":
         return {"url": Picture(image.data, prefix=f"data:{image.content_type};base64,"), "seed": image.seed}
     return {"b64_json": Picture(image.data), "seed": image.seed}
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": CREATED, "owned_by": "black-forest-labs"}
 
 
 def _json(content: dict[str, Any]) -> Response:

@@ -41,7 +41,7 @@ def picture_response(image: Image, headers: Mapping[str, str] | None = None) -> 
     )
 
 
-def pictures_response(content: object) -> Response:
+def pictures_response(content: object, status: int = 200) -> Response:
     """Answer `content`, anything that JSON knows with a `Picture` wherever one belongs."""
     pictures: list[Picture] = []
 
@@ -52,8 +52,9 @@ def pictures_response(content: object) -> Response:
 
     frames = msgspec.json.encode(content, enc_hook=leave_hole).split(HOLE)
     length = sum(map(len, frames)) + sum(picture.length() for picture in pictures)
+    headers = {"Content-Length": str(length)}
     return StreamingResponse(
-        _pieces(frames, pictures), media_type="application/json", headers={"Content-Length": str(length)}
+        _pieces(frames, pictures), status, media_type="application/json", headers=headers
     )
 
 

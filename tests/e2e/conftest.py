@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 60.0
+CALLABLE = "127.0.0.2"  # the address inside that webhooks of the shared server may call
 
 
 @dataclass
@@ -102,5 +104,18 @@ def _url(process: subprocess.Popen[bytes], log_path: Path) -> str:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as they found it."""
-    with running_server(tmp_path_factory.mktemp("server")) as running:
+    folder = tmp_path_factory.mktemp("server")
+    with running_server(folder, "--webhook-allow-networks", CALLABLE) as running:
         yield running
+
+
+def run_node(script: str, *arguments: str) -> str:
+    """Run a script of `tests/e2e/node` and return what it printed; skip where it cannot run."""
+    folder = ROOT / "tests" / "e2e" / "node"
+    if shutil.which("node") is None or not (folder / "node_modules").is_dir():
+        pytest.skip("the clients for Node are not installed: `make test` does it where npm is")
+    ended = subprocess.run(
+        ["node", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout

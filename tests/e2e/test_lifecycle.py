@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,15 +171,16 @@ def test_the_embedded_model_is_as_its_sums_say() -> None:
 
 
 def failed_start(*arguments: str, **environment: str) -> tuple[int, str]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "server", "--port", "0", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        ended = subprocess.run(
+            [sys.executable, "-m", "server", "--port", "0", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"FLUX_DATA_DIR": folder} | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     return ended.returncode, ended.stderr
 
 
@@ -208,8 +210,12 @@ def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:
         assert "Traceback" not in log
 
 
-def test_an_address_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
+def test_an_address_or_a_folder_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
     with running_server(tmp_path, ready=False) as server:
+        status, log = failed_start("--data-dir", str(tmp_path))
+        assert status == 2
+        (line,) = log.strip().splitlines()
+        assert "another server uses it" in line
         status, log = failed_start("--port", server.url.rpartition(":")[2])
         assert status == 2
         assert "cannot listen" in log

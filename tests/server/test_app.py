@@ -1,12 +1,16 @@
 """Where everything meets: what workers are told, and that starting the application starts them."""
 
 import asyncio
+from pathlib import Path
+from typing import cast
 
 import pytest
 
-from server.app import assemble, worker_starts
+from server.app import assemble, open_jobs, worker_starts
+from server.engine import Engine
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.settings import Settings
 from tests.server.http.fake_engine import FakeEngine
 
@@ -43,7 +47,7 @@ def test_workers_are_told_in_their_own_units() -> None:
     assert start.model.startswith("/")
 
 
-def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller() -> None:
+def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller(tmp_path: Path) -> None:
     calls = []
 
     class Watched(FakeEngine):
@@ -54,7 +58,9 @@ def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller() ->
             calls.append("stop")
 
     metrics = Metrics()
-    app = assemble(Watched(), metrics, Answers(0, metrics=metrics))  # type: ignore[arg-type]
+    engine = cast(Engine, Watched())
+    jobs, outputs = open_jobs(Settings(data_dir=tmp_path), engine, metrics, Quotas())
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs)
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

@@ -30,6 +30,7 @@ def test_files_that_are_no_certificate_and_key_are_one_line_and_status_2(
     paths[broken] = tmp_path / broken
     paths[broken].write_text("no PEM")
     arguments = ["--tls-cert", str(paths["cert.pem"]), "--tls-key", str(paths["key.pem"])]
+    arguments += ["--data-dir", str(tmp_path)]
     ended = subprocess.run(
         [sys.executable, "-m", "server", "--port", "0", *arguments],
         cwd=ROOT,

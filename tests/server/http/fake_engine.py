@@ -7,18 +7,20 @@ What it does is asked for in the prompt: the name of an error of `FAILURES` rais
 import asyncio
 import dataclasses
 import io
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import Edge, assemble, leniencies
+from server.app import Edge, assemble, leniencies, open_jobs
 from server.engine import Engine
 from server.errors import (
     DeadlineExceeded,
@@ -43,7 +45,7 @@ from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
 from server.reuse import Reuse
-from server.roster import Progress
+from server.roster import UNWATCHED, Progress, Watch
 from server.settings import Settings
 from server.stats import EngineStats, QueueStats, ServerState, WorkerStats
 from server.supervisor import State
@@ -59,6 +61,7 @@ FAILURES: dict[str, Exception] = {
     "internal_error": ServerError("something"),
     "fault": RuntimeError("secret of /home/host"),
 }
+REFUSED = ("overloaded", "not_ready")  # at the door; the others fail once they are let in
 FORECAST = Forecast(position=3, finish_s=0.0125)
 STATS = EngineStats(
     ServerState.READY,
@@ -114,9 +117,13 @@ class FakeEngine:
     def steps_for_auto(self) -> int:
         return min(self.auto_steps, self.model.max_steps)
 
-    async def submit(self, request: GenerationRequest, reuse: Reuse) -> GenerationResult:
+    async def submit(
+        self, request: GenerationRequest, reuse: Reuse, watch: Watch = UNWATCHED
+    ) -> GenerationResult:
         self.requests.append(request)
         self.reuses.append(reuse)
+        if request.prompt not in REFUSED:
+            watch.admitted()
         while request.prompt == "hold" and not self.released.is_set():
             await asyncio.sleep(0.005)
         if error := FAILURES.get(request.prompt):
@@ -170,9 +177,20 @@ def picture(image: ImageRequest) -> Image:
 @contextmanager
 def serving(engine: FakeEngine, edge: Edge | None = None, **settings: Any) -> Iterator[str]:
     """Serve the real application around `engine` from a thread; yields its address."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _serving(engine, edge, Settings(data_dir=Path(folder), **settings)) as address,
+    ):
+        yield address
+
+
+@contextmanager
+def _serving(engine: FakeEngine, edge: Edge | None, settings: Settings) -> Iterator[str]:
     metrics = Metrics()
-    edge = dataclasses.replace(edge or Edge(), leniency=leniencies(Settings(**settings)))
-    app = assemble(cast(Engine, engine), metrics, Answers(1 << 20, metrics=metrics), edge)
+    answers = Answers(1 << 20, metrics=metrics)
+    edge = dataclasses.replace(edge or Edge(), leniency=leniencies(settings))
+    jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics, edge.door.quotas)
+    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

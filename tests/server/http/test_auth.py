@@ -13,13 +13,15 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from structlog.testing import capture_logs
 
-from server.app import Edge, assemble
+from server.app import Edge, assemble, open_jobs
 from server.engine import Engine
 from server.generation import Priority
 from server.http.auth import OPEN_ROUTES, Door
 from server.idempotency import Answers
 from server.keys import KeysFile, create
 from server.metrics import Metrics
+from server.quotas import Quotas
+from server.settings import Settings
 from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 
 BODY = {"prompt": "a"}
@@ -60,10 +62,12 @@ def world(file: Path) -> Iterator[World]:
         yield World(engine, client, make)
 
 
-def routes() -> list[APIRoute]:
+def routes(folder: Path) -> list[APIRoute]:
     """Every route of the application, found by looking into it."""
     metrics = Metrics()
-    app = assemble(cast(Engine, FakeEngine()), metrics, Answers(0, metrics=metrics))
+    engine = cast(Engine, FakeEngine())
+    jobs, outputs = open_jobs(Settings(data_dir=folder), engine, metrics, Quotas())
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs)
     return [route for router in routers(app) for route in router if isinstance(route, APIRoute)]
 
 
@@ -72,8 +76,8 @@ def routers(app: FastAPI) -> Iterator[list[Any]]:
         yield getattr(getattr(route, "original_router", None), "routes", [route])
 
 
-def test_every_route_but_the_listed_ones_asks_for_a_key(world: World) -> None:
-    found = {(method, route.path) for route in routes() for method in route.methods}
+def test_every_route_but_the_listed_ones_asks_for_a_key(world: World, tmp_path: Path) -> None:
+    found = {(method, route.path) for route in routes(tmp_path) for method in route.methods}
     assert {path for _, path in found} >= {*PATHS, "/metrics", "/v1/models", "/livez", "/docs"}
     for method, path in found:
         for headers in ({}, {"Authorization": "Bearer wrong"}):

@@ -1,6 +1,8 @@
 """For those who run the server: probes, metrics, and documentation that is true and needs nobody else."""
 
 import re
+from pathlib import Path
+from typing import cast
 
 import httpx
 import jsonschema
@@ -9,10 +11,12 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.app import dialect_routers, leniencies
+from server.app import dialect_routers, leniencies, open_jobs
+from server.engine import Engine
 from server.http.ops import ops_router, probes_router
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.settings import Settings
 from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 
@@ -87,13 +91,17 @@ def test_the_status_is_as_the_documentation_describes_it(client: httpx.Client) -
         assert set(described["required"]) == set(described["properties"])
 
 
-def test_every_route_is_described_and_every_example_works(client: httpx.Client, engine: FakeEngine) -> None:
+def test_every_route_is_described_and_every_example_works(
+    client: httpx.Client, engine: FakeEngine, tmp_path: Path
+) -> None:
     api = client.get("/openapi.json").json()
     metrics = Metrics()
     answers = Answers(0, metrics=metrics)
+    settings, fake = Settings(data_dir=tmp_path), cast(Engine, engine)
+    jobs, outputs = open_jobs(settings, fake, metrics, Quotas())
     routers = (
-        *dialect_routers(engine, answers, leniencies(Settings())),  # type: ignore[arg-type]
-        probes_router(engine, metrics),  # type: ignore[arg-type]
+        *dialect_routers(fake, answers, jobs, outputs, leniencies(settings)),
+        probes_router(fake, metrics),
         ops_router(metrics, FastAPI()),
     )
     served = {

@@ -1,0 +1,184 @@
+"""Replicate's dialect at the edge: what real clients do not send, and what a real engine does not do."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.app import Edge
+from server.http.auth import Door
+from server.keys import KeysFile
+from server.keys import create as create_key
+from tests.server.http.fake_engine import MODEL as LOADED
+from tests.server.http.fake_engine import FakeEngine, serving
+
+MODEL = "black-forest-labs/flux-schnell"
+CREATE = f"/v1/models/{MODEL}/predictions"
+
+
+def create(client: httpx.Client, prompt: str = "a", path: str = CREATE, **changes: Any) -> httpx.Response:
+    headers = changes.pop("headers", {"Prefer": "wait"})
+    body = {"input": {"prompt": prompt, "megapixels": "0.25", **changes.pop("input", {})}, **changes}
+    return client.post(path, json=body, headers=headers)
+
+
+def test_fields_become_a_request(client: httpx.Client, engine: FakeEngine) -> None:
+    sent = {"aspect_ratio": "9:21", "num_outputs": 3, "num_inference_steps": 50, "seed": 9}
+    answer = create(client, input=sent | {"megapixels": "1", "output_format": "jpg", "output_quality": 0})
+    assert answer.status_code == 201
+    assert answer.json()["status"] == "succeeded"
+    asked = engine.requests[-1]
+    assert (asked.width, asked.height, asked.num_images, asked.seed) == (640, 1536, 3, 9)
+    assert (asked.steps, asked.image_format, asked.quality) == (LOADED.max_steps, "jpeg", 1)
+    assert asked.id == answer.json()["id"]
+    create(client, input={"seed": 0})
+    assert engine.last().seed > 0, "0 has one drawn"
+
+
+@pytest.mark.parametrize("prompt", ["overloaded"])
+def test_overload_is_told_at_the_door(client: httpx.Client, prompt: str) -> None:
+    answer = create(client, prompt)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "8"
+    assert answer.json() == {"title": "Error", "detail": "the backlog is 31.0 s", "status": 429}
+
+
+@pytest.mark.parametrize("prompt", ["generation_failed", "out_of_memory", "worker_lost", "deadline_exceeded"])
+def test_a_failure_is_a_state_of_the_prediction(client: httpx.Client, prompt: str) -> None:
+    answer = create(client, prompt)
+    assert (answer.status_code, answer.json()["status"]) == (201, "failed")
+    assert answer.json()["error"]
+    assert answer.json()["output"] is None
+
+
+def test_a_fault_of_ours_ends_the_prediction_and_tells_nothing(client: httpx.Client) -> None:
+    answer = create(client, "fault")
+    assert answer.json()["status"] == "failed"
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/replicate/v1", "/v1/v1"])
+def test_addresses_in_an_answer_keep_its_prefix(client: httpx.Client, prefix: str) -> None:
+    made = create(client, path=f"{prefix}/predictions").json()
+    assert httpx.URL(made["urls"]["get"]).path == f"{prefix}/predictions/{made['id']}"
+    assert client.get(made["urls"]["get"]).json() == made
+    assert None not in made["urls"].values()
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "shown"),
+    [
+        (None, MODEL, "hidden"),
+        ("c846", MODEL, "c846"),
+        ("some/body", "some/body", "hidden"),
+        ("some/body:c846", "some/body", "c846"),
+    ],
+)
+def test_a_version_names_the_model(client: httpx.Client, version: str, model: str, shown: str) -> None:
+    made = create(client, path="/v1/predictions", version=version).json()
+    assert (made["model"], made["version"]) == (model, shown)
+
+
+@pytest.mark.parametrize("prefer", ["wait=2", "respond-async, wait=1", "wait=1, x"])
+def test_a_wait_that_runs_out_says_starting(client: httpx.Client, prefer: str) -> None:
+    answer = create(client, "wait", headers={"Prefer": prefer})
+    assert (answer.status_code, answer.json()["status"]) == (202, "starting")
+    assert answer.elapsed.total_seconds() < 2.1
+    assert client.post(answer.json()["urls"]["cancel"]).json()["status"] == "canceled"
+
+
+def test_predictions_are_taken_in_while_the_model_is_loaded() -> None:
+    engine = FakeEngine(model_info=None, ready=False)
+    with serving(engine) as url, httpx.Client(base_url=url) as client:
+        answer = create(client, headers={})
+        assert (answer.status_code, answer.json()["status"]) == (201, "starting")
+        assert client.get(f"/v1/models/{MODEL}").status_code == 503
+        assert client.post(answer.json()["urls"]["cancel"]).json()["status"] == "canceled"
+
+
+def test_other_names_are_refused_where_names_are_checked() -> None:
+    with (
+        serving(FakeEngine(), strict_models=True) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        assert create(client).status_code == 201
+        refused = create(client, path="/v1/models/some/body/predictions")
+        assert (refused.status_code, refused.json()["title"]) == (404, "Not found")
+        assert client.get("/v1/models/some/body").status_code == 404
+
+
+def test_pictures_are_given_by_url_where_clients_come_over_https() -> None:
+    with (
+        serving(FakeEngine(), public_url="https://pictures.example/flux/") as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        made = create(client, input={"num_outputs": 2, "output_format": "png"}).json()
+        base = "https://pictures.example/flux"
+        assert made["urls"]["get"] == f"{base}/v1/predictions/{made['id']}"
+        assert all(output.startswith(f"{base}/files/") for output in made["output"])
+        answer = client.get(made["output"][0].removeprefix(base))
+        assert answer.content.startswith(b"\x89PNG")
+        head = client.head(made["output"][0].removeprefix(base))
+        assert head.headers["content-length"] == str(len(answer.content))
+
+
+@pytest.mark.parametrize("name", ["..%2Fjobs.sqlite", "a.png", f"{'a' * 22}.png", f"{'a' * 22}.part"])
+def test_there_are_no_other_files(client: httpx.Client, name: str) -> None:
+    assert client.get(f"/files/{name}").status_code == 404
+
+
+def test_openai_and_replicate_find_their_model_in_one_object(client: httpx.Client) -> None:
+    found = client.get("/v1/models/black-forest-labs%2FFLUX.1-schnell").json()
+    assert (found["id"], found["object"]) == ("black-forest-labs/FLUX.1-schnell", "model")
+    assert (found["owner"], found["name"], found["run_count"]) == ("black-forest-labs", "FLUX.1-schnell", 0)
+    assert client.get("/v1/models").json()["object"] == "list"
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("cursor=x", "cursor"), ("cursor=0", "cursor"), ("created_after=then", "created_after")],
+)
+def test_a_list_that_makes_no_sense_is_refused(client: httpx.Client, query: str, field: str) -> None:
+    answer = client.get(f"/v1/predictions?{query}")
+    assert (answer.status_code, answer.json()["invalid_fields"][0]["field"]) == (422, field)
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Iterator[httpx.Client]:
+    with serving(FakeEngine()) as url, httpx.Client(base_url=url, timeout=20) as client:
+        for _ in range(103):
+            create(client, headers={})
+        yield client
+
+
+def test_pages_follow_each_other_to_the_oldest(crowded: httpx.Client) -> None:
+    first = crowded.get("/replicate/v1/predictions", params={"created_after": "2020-01-01T00:00:00Z"}).json()
+    assert first["next"].startswith(f"{str(crowded.base_url).rstrip('/')}/replicate/v1/predictions?")
+    second = crowded.get(first["next"]).json()
+    assert (len(first["results"]), len(second["results"]), second["next"]) == (100, 3, None)
+    assert len({each["id"] for each in first["results"] + second["results"]}) == 103
+    assert crowded.get("/v1/predictions?source=web").json()["results"] == []
+
+
+def test_keys_have_jobs_of_their_own_and_are_charged_for_them(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    mine = {"Authorization": f"Bearer {create_key(file, 'me', concurrent_requests=1)}"}
+    other = {"Authorization": f"Token {create_key(file, 'you')}"}
+    door = Door(KeysFile.read(file))
+    engine = FakeEngine(device_s=1.5)
+    with serving(engine, Edge(door=door)) as url, httpx.Client(base_url=url, timeout=20) as client:
+        refused = create(client, headers={})
+        assert (refused.status_code, refused.json()["title"]) == (401, "Unauthenticated")
+        made = create(client, headers=mine | {"Prefer": "wait"}).json()
+        assert engine.requests[-1].key == "me"
+        assert door.quotas.today(time.time()).device_s == {"me": 1.5}
+        assert client.get(made["urls"]["get"], headers=other).status_code == 404
+        assert client.get("/v1/predictions", headers=other).json()["results"] == []
+        running = create(client, "wait", headers=mine).json()
+        assert create(client, headers=mine).status_code == 429, "one at once, until it has ended"
+        assert client.post(running["urls"]["cancel"], headers=other).status_code == 404
+        assert client.post(running["urls"]["cancel"], headers=mine).json()["status"] == "canceled"
+        assert create(client, headers=mine).status_code == 201

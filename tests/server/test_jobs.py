@@ -1,0 +1,271 @@
+"""Jobs on the real engine, with workers that misbehave: accepted means stored, and stored means finished."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.addresses import Addresses
+from server.engine import Engine
+from server.errors import NotFound, Overloaded
+from server.job import Job, JobKey, JobState, new_job_id
+from server.job_store import JobStore
+from server.jobs import Jobs
+from server.metrics import Metrics
+from server.picture_files import PictureFiles
+from server.quotas import Quotas
+from server.webhooks import Webhooks
+from tests.server.test_engine import engine_on, request
+
+
+def job(prompt: str = "a", *, owner: str = "", deadline_s: float | None = None, **changes: Any) -> Job:
+    name = new_job_id()
+    return Job(
+        key=JobKey("replicate", owner, name),
+        request=request(prompt, id=name, **changes),
+        seeded=False,
+        input={"prompt": prompt},
+        deadline_s=deadline_s,
+    )
+
+
+def files_in(folder: Path) -> PictureFiles:
+    return PictureFiles(folder / "files", lifetime_s=60)
+
+
+@asynccontextmanager
+async def jobs_on(
+    engine: Engine,
+    folder: Path,
+    *,
+    lifetime_s: float = 60.0,
+    limit_bytes: int = 1 << 20,
+    max_unfinished: int = 100,
+    quotas: Quotas | None = None,
+) -> AsyncIterator[Jobs]:
+    metrics = Metrics()
+    store = JobStore(folder / "jobs.sqlite")
+    store.open()
+    jobs = Jobs(
+        engine,
+        store,
+        files_in(folder),
+        Webhooks(store, {}, Addresses(), metrics=metrics),
+        metrics=metrics,
+        quotas=quotas or Quotas(),
+        lifetime_s=lifetime_s,
+        limit_bytes=limit_bytes,
+        max_unfinished=max_unfinished,
+    )
+    await jobs.start()
+    try:
+        yield jobs
+    finally:
+        await jobs.stop()
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(story(), 60))  # type: ignore[arg-type]
+
+
+def test_a_job_goes_through_its_states_and_keeps_its_pictures(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            accepted = await jobs.submit(job("sleep 0.2", num_images=2, seed=7))
+            assert accepted.state in (JobState.STARTING, JobState.PROCESSING)
+            states = [seen.state async for seen in jobs.changes(accepted.key)]
+            assert states[-2:] == [JobState.PROCESSING, JobState.SUCCEEDED]
+            done = await jobs.get(accepted.key)
+            assert done.created_s <= (done.started_s or 0) <= (done.completed_s or 0)
+            assert [image.seed for image in done.images] == [7, 8]
+            kept = [files_in(tmp_path).read(image.name) for image in done.images]
+            seeds = [re.findall(rb"seed (\d+)", each.data) for each in kept if each is not None]
+            assert seeds == [[b"7"], [b"8"]]
+
+    run(story)
+
+
+def test_a_failure_is_the_end_of_its_job(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            accepted = await jobs.submit(job("fail"))
+            done = await jobs.wait(accepted.key, 10)
+            assert done.state is JobState.FAILED
+            assert done.error is not None
+            assert done.error.code == "generation_failed"
+
+    run(story)
+
+
+def test_cancelling_ends_the_work_and_is_final(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            accepted = await jobs.submit(job("sleep 30"))
+            assert (await jobs.cancel(accepted.key)).state is JobState.CANCELED
+            assert (await jobs.cancel(accepted.key)).state is JobState.CANCELED
+            assert (await jobs.wait(accepted.key, 5)).state is JobState.CANCELED
+            while engine.stats().backlog_s:
+                await asyncio.sleep(0.01)
+            done = await jobs.wait((await jobs.submit(job())).key, 10)
+            assert (await jobs.cancel(done.key)).state is JobState.SUCCEEDED
+
+    run(story)
+
+
+def test_a_job_whose_time_is_up_is_cancelled(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            late = job("sleep 30")
+            late.request.fitted(engine.model)
+            accepted = await jobs.submit(msgspec.structs.replace(late, deadline_s=time.time() + 0.2))
+            assert (await jobs.wait(accepted.key, 10)).state is JobState.CANCELED
+            assert engine.stats().backlog_s == 0
+
+    run(story)
+
+
+def test_waiting_ends_with_its_time(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            accepted = await jobs.submit(job("sleep 30"))
+            assert not (await jobs.wait(accepted.key, 0.1)).state.final
+
+    run(story)
+
+
+def test_a_full_backlog_refuses_jobs_and_keeps_nothing_of_them(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on(max_backlog_s=0.02) as engine, jobs_on(engine, tmp_path) as jobs:
+            accepted = [await jobs.submit(job("sleep 30")) for _ in range(2)]
+            with pytest.raises(Overloaded):
+                await jobs.submit(job())
+            assert len(await jobs.newest(dialect="replicate", owner="", limit=10)) == len(accepted)
+
+    run(story)
+
+
+def test_unfinished_jobs_are_bounded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path, max_unfinished=1) as jobs:
+            first = await jobs.submit(job("sleep 30"))
+            with pytest.raises(Overloaded, match="limit is 1"):
+                await jobs.submit(job())
+            await jobs.cancel(first.key)
+            assert (await jobs.wait((await jobs.submit(job())).key, 10)).state is JobState.SUCCEEDED
+
+    run(story)
+
+
+def test_a_key_that_is_known_is_not_run_again(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            wanted = job("sleep 0.3")
+            accepted, again = await asyncio.gather(jobs.submit(wanted), jobs.submit(wanted))
+            assert accepted.key == again.key
+            done = await jobs.wait(wanted.key, 10)
+            assert await jobs.submit(wanted) == done
+            assert len(await jobs.newest(dialect="replicate", owner="", limit=10)) == 1
+
+    run(story)
+
+
+def test_nobody_sees_the_jobs_of_another(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            mine = await jobs.submit(job("sleep 1", owner="me"))
+            stolen = mine.key._replace(owner="you")
+            for ask in (jobs.get, jobs.cancel, lambda key: jobs.wait(key, 1)):
+                with pytest.raises(NotFound):
+                    await ask(stolen)
+            assert await jobs.newest(dialect="replicate", owner="you", limit=10) == []
+            assert len(await jobs.newest(dialect="replicate", owner="me", limit=10)) == 1
+
+    run(story)
+
+
+def test_jobs_that_were_in_hand_at_the_end_run_after_the_restart(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            left = [await jobs.submit(job("sleep 0.5", seed=seed)) for seed in (1, 2)]
+            waiting = asyncio.create_task(jobs.wait(left[0].key, 30))
+            await engine.stop(0)
+            assert not (await waiting).state.final, "who waits is told at once"
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            done = [await jobs.wait(each.key, 20) for each in left]
+            assert [each.state for each in done] == [JobState.SUCCEEDED] * 2
+            assert [image.seed for each in done for image in each.images] == [1, 2]
+
+    run(story)
+
+
+def test_jobs_are_taken_in_while_the_model_is_being_loaded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on(ready=False) as engine, jobs_on(engine, tmp_path) as jobs:
+            accepted = await jobs.submit(job(steps=0, max_sequence_length=0))
+            assert accepted.state is JobState.STARTING
+            assert jobs.position(accepted.key) == 0
+            behind = await jobs.submit(job())
+            assert jobs.position(behind.key) == 1
+            assert (await jobs.wait(behind.key, 20)).state is JobState.SUCCEEDED
+
+    run(story)
+
+
+def test_after_a_restart_accepted_jobs_wait_for_room_instead_of_being_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            left = [await jobs.submit(job("sleep 0.1")) for _ in range(4)]
+            await engine.stop(0)
+        async with engine_on(max_backlog_s=0.02) as engine, jobs_on(engine, tmp_path) as jobs:
+            done = [await jobs.wait(each.key, 30) for each in left]
+            assert [each.state for each in done] == [JobState.SUCCEEDED] * 4
+
+    run(story)
+
+
+def test_a_disk_that_does_not_take_the_pictures_delays_the_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            jobs.again_s = 0.01
+            (tmp_path / "files").rename(tmp_path / "away")
+            accepted = await jobs.submit(job())
+            assert not (await jobs.wait(accepted.key, 0.5)).state.final
+            (tmp_path / "away").rename(tmp_path / "files")
+            done = await jobs.wait(accepted.key, 10)
+            assert done.state is JobState.SUCCEEDED
+            assert files_in(tmp_path).read(done.images[0].name)
+
+    run(story)
+
+
+def test_a_picture_that_is_there_already_needs_no_work(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on(image_cache_bytes=1 << 20) as engine, jobs_on(engine, tmp_path) as jobs:
+            seeded = [msgspec.structs.replace(job(seed=5), seeded=True) for _ in range(2)]
+            first, second = [await jobs.wait((await jobs.submit(each)).key, 10) for each in seeded]
+            assert first.images[0].name != second.images[0].name
+            files = files_in(tmp_path)
+            kept = [files.read(each.images[0].name) for each in (first, second)]
+            assert kept[0] is not None
+            assert kept[1] is not None
+            assert kept[0].data == kept[1].data
+            assert second.started_s is not None
+
+    run(story)
+
+
+def test_what_is_finished_expires_and_is_bounded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path, limit_bytes=1) as jobs:
+            done = await jobs.submit(job())
+            while await jobs.find(done.key):
+                await asyncio.sleep(0.01)
+            assert list((tmp_path / "files").iterdir()) == []
+
+    run(story)
