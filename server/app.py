@@ -20,15 +20,21 @@ from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
 from server.http.auth import Door
 from server.http.automatic1111 import automatic1111_router
+from server.http.bfl import DIALECT as BFL
+from server.http.bfl import bfl_payload, bfl_router
 from server.http.cog import cog_router
 from server.http.errors import render_error
+from server.http.fal import fal_routers
+from server.http.fal_queue import DIALECT as FAL
+from server.http.fal_queue import fal_payload
 from server.http.huggingface import huggingface_router
 from server.http.leniency import Leniency
 from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router, probes_router
 from server.http.outputs import Outputs, files_router
-from server.http.replicate import DIALECT, replicate_payload, replicate_routers
+from server.http.replicate import DIALECT as REPLICATE
+from server.http.replicate import replicate_payload, replicate_routers
 from server.idempotency import Answers
 from server.job_store import JobStore
 from server.jobs import Jobs
@@ -119,7 +125,11 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
     store.open()
     files = PictureFiles(folder / "files", lifetime_s=settings.jobs_ttl_s)
     outputs = Outputs(files, settings.output, settings.public_url)
-    payloads = {DIALECT: replicate_payload(outputs)}
+    payloads = {
+        REPLICATE: replicate_payload(outputs),
+        FAL: fal_payload(outputs),
+        BFL: bfl_payload(outputs),
+    }
     addresses = Addresses(networks(settings.webhook_allow_networks))
     jobs = Jobs(
         engine,
@@ -223,6 +233,8 @@ def dialect_routers(
         huggingface_router(engine, leniency["huggingface"]),
         automatic1111_router(engine, leniency["automatic1111"]),
         cog_router(engine, leniency["cog"]),
+        *fal_routers(engine, jobs, outputs, leniency["fal"]),
+        bfl_router(engine, jobs, outputs, leniency["bfl"]),
         files_router(outputs.files),
     )
 

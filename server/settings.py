@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from server.generation import MAX_DEADLINE_MS
 
 ENV_PREFIX = "FLUX_"
-DIALECTS = ("openai", "huggingface", "automatic1111", "cog", "replicate")
+DIALECTS = ("openai", "huggingface", "automatic1111", "cog", "replicate", "fal", "bfl")
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "model" / "tiny"
 
 
@@ -170,10 +170,10 @@ class Settings(BaseSettings):
         str,
         Field(
             description="dialects in which steps beyond the model's are clamped and not refused, with commas "
-            "between: openai, huggingface, automatic1111, cog, replicate; or none",
+            "between: openai, huggingface, automatic1111, cog, replicate, fal, bfl; or none",
             pattern=rf"^(none|({'|'.join(DIALECTS)})(,({'|'.join(DIALECTS)}))*)$",
         ),
-    ] = "openai,huggingface,automatic1111,replicate"
+    ] = "openai,huggingface,automatic1111,replicate,fal,bfl"
     strict_models: Annotated[
         bool,
         Field(description="refuse names of models that are not served, instead of noting them in the log"),

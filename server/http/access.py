@@ -21,7 +21,8 @@ from server.metrics import Metrics, stage_seconds
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 CLIENT_GONE: Final = 499
-POLLED: Final = frozenset({"/livez", "/readyz", "/metrics", "/v1/status"})  # every few seconds, by machines
+FAL_STATUS: Final = "/fal/queue/{owner}/{alias}/requests/{request_id}/status"  # ten times a second
+POLLED: Final = frozenset({"/livez", "/readyz", "/metrics", "/v1/status", FAL_STATUS})  # by machines
 
 log = structlog.get_logger("server.access")
 

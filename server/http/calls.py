@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from fastapi import Request
 
 from server.engine import Engine
@@ -13,10 +14,21 @@ from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
 from server.http.idempotency import Once
 from server.http.limits import limit_headers
+from server.job import Job
+from server.jobs import Jobs
+from server.roster import UNWATCHED, Watch
+
+Answer = TypeVar("Answer")
 
 
 async def generate(
-    engine: Engine, http: Request, request: GenerationRequest, *, seeded: bool, once: Once | None = None
+    engine: Engine,
+    http: Request,
+    request: GenerationRequest,
+    *,
+    seeded: bool,
+    once: Once | None = None,
+    watch: Watch = UNWATCHED,
 ) -> GenerationResult:
     """Submit `request` and wait; raises what the engine raises, `ClientGone`, or what `once` raises.
 
@@ -36,23 +48,36 @@ async def generate(
     reuse = reuse_of(http, seeded=seeded)
 
     async def make() -> GenerationResult:
-        exchange.result = await engine.submit(request, reuse)
+        exchange.result = await engine.submit(request, reuse, watch)
         caller.spend(exchange.result.device_s)
         exchange.headers["Cache-Status"] = cache_status(exchange.result, reuse, seeded=seeded)
         return exchange.result
 
     try:
         with caller.entering():
-            result = await _unless_client_leaves(http, make() if once is None else once.answer(http, make))
+            result = await unless_client_leaves(http, make() if once is None else once.answer(http, make))
     finally:
         exchange.headers |= limit_headers(caller.standings())
     exchange.headers["X-Steps"] = str(result.steps)
     return result
 
 
-async def _unless_client_leaves(
-    http: Request, answering: Coroutine[Any, Any, GenerationResult]
-) -> GenerationResult:
+async def submit_job(jobs: Jobs, http: Request, job: Job) -> Job:
+    """Accept a job in the caller's name; raises what `Jobs.submit` raises, or what a key may not."""
+    exchange = exchange_of(http)
+    caller = exchange.caller
+    assert caller is not None, "routes that make pictures are guarded"
+    signed = msgspec.structs.replace(job, request=caller.sign(job.request))
+    try:
+        accepted = await jobs.submit(signed, caller.entering())
+    finally:
+        exchange.headers |= limit_headers(caller.standings())
+    exchange.note["job"] = accepted.key.id
+    return accepted
+
+
+async def unless_client_leaves(http: Request, answering: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return what is being done for a client whose body has been read; raises `ClientGone`, and ends it."""
     work = asyncio.create_task(answering)
     leaving = asyncio.create_task(_disconnect(http))
     try:

@@ -35,11 +35,9 @@ TEXTS: Final = {
     "internal_error": "The server failed on this request",
 }
 BODY_ERRORS: Final = ("malformed_body", "invalid_request", "unsupported_media_type", "request_too_large")
+KEY_ERRORS: Final = ("invalid_api_key", "forbidden", "rate_limited", "quota_exceeded")
 ENGINE_ERRORS: Final = (
-    "invalid_api_key",
-    "forbidden",
-    "rate_limited",
-    "quota_exceeded",
+    *KEY_ERRORS,
     "overloaded",
     "not_ready",
     "worker_lost",

@@ -6,6 +6,8 @@ there does not collide.
 
 from typing import Any, Final
 
+from server.engine import Engine
+from server.errors import NotReady
 from server.generation import ModelInfo
 from server.http.predictions import OUTPUT_SCHEMA, Input
 
@@ -13,6 +15,14 @@ CREATED: Final = 1722470400  # when FLUX.1 [schnell] was published
 CREATED_AT: Final = "2024-08-01T00:00:00.000000Z"
 COG_VERSION: Final = "0.23.1"  # whose schema this is
 LICENCE: Final = "https://huggingface.co/black-forest-labs/FLUX.1-schnell/blob/main/LICENSE.md"
+
+
+def model_if_loaded(engine: Engine) -> ModelInfo | None:
+    """Return what is served; None while it is being loaded, when jobs are taken in all the same."""
+    try:
+        return engine.model
+    except NotReady:
+        return None
 
 
 def openai_model(name: str) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class Outputs:
         """Return the address of the server as its clients know it, without a slash at its end."""
         return (self.public_url or str(http.base_url)).rstrip("/")
 
+    def by_url(self, base_url: str) -> bool:
+        """Return whether the pictures of an answer at `base_url` are given by URL."""
+        return self.rule == "url" or (self.rule == "auto" and base_url.startswith("https:"))
+
     def urls(self, job: Job, base_url: str) -> list[str]:
         """Return the URLs of a job's pictures."""
         return [f"{base_url}/files/{image.name}" for image in job.images]
@@ -41,7 +45,7 @@ class Outputs:
         """Return a job's pictures for an answer at `base_url`; None when it has none, or has them no more."""
         if not job.images:
             return None
-        if self.rule == "url" or (self.rule == "auto" and base_url.startswith("https:")):
+        if self.by_url(base_url):
             return self.urls(job, base_url)
         found = await asyncio.to_thread(lambda: [self.files.read(image.name) for image in job.images])
         pictures = [Picture(each.data, prefix=f"data:{each.content_type};base64,") for each in found if each]

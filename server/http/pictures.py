@@ -43,6 +43,18 @@ def picture_response(image: Image, headers: Mapping[str, str] | None = None) -> 
 
 def pictures_response(content: object, status: int = 200) -> Response:
     """Answer `content`, anything that JSON knows with a `Picture` wherever one belongs."""
+    return _response(*_cut(content), status, media_type="application/json")
+
+
+def pictures_event_response(content: object) -> Response:
+    """Answer a stream of server-sent events that has one: `content`, as `pictures_response` takes it."""
+    frames, pictures = _cut(content)
+    frames = [b"data: " + frames[0], *frames[1:]]
+    return _response([*frames[:-1], frames[-1] + b"\n\n"], pictures, 200, media_type="text/event-stream")
+
+
+def _cut(content: object) -> tuple[list[bytes], list[Picture]]:
+    """Return the JSON of `content` in the frames that are around its pictures, and these."""
     pictures: list[Picture] = []
 
     def leave_hole(value: object) -> msgspec.Raw:
@@ -50,12 +62,13 @@ def pictures_response(content: object, status: int = 200) -> Response:
         pictures.append(value)
         return msgspec.Raw(b'"' + HOLE + b'"')
 
-    frames = msgspec.json.encode(content, enc_hook=leave_hole).split(HOLE)
+    return msgspec.json.encode(content, enc_hook=leave_hole).split(HOLE), pictures
+
+
+def _response(frames: list[bytes], pictures: list[Picture], status: int, *, media_type: str) -> Response:
     length = sum(map(len, frames)) + sum(picture.length() for picture in pictures)
     headers = {"Content-Length": str(length)}
-    return StreamingResponse(
-        _pieces(frames, pictures), status, media_type="application/json", headers=headers
-    )
+    return StreamingResponse(_pieces(frames, pictures), status, media_type=media_type, headers=headers)
 
 
 async def _pieces(frames: list[bytes], pictures: list[Picture]) -> AsyncIterator[bytes]:

@@ -14,15 +14,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
 from server.engine import Engine
-from server.errors import InvalidRequest, MalformedHeader, NotReady, ServerError
+from server.errors import InvalidRequest, MalformedHeader, ServerError
 from server.generation import ModelInfo
 from server.http.body import RequestBody, json_schema, read_json, shown
+from server.http.calls import submit_job
 from server.http.description import BODY_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
-from server.http.exchange import exchange_of, key_of
+from server.http.exchange import key_of
 from server.http.leniency import Leniency
-from server.http.limits import limit_headers
-from server.http.models import model_object, version_object, version_of
+from server.http.models import model_if_loaded, model_object, version_object, version_of
 from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_response
 from server.http.predictions import INPUT_EXAMPLE, Input, logs_of, to_request
@@ -180,28 +180,21 @@ def replicate_router(
             leniency.check_model(name, model, http, field=field)
 
     async def create(http: Request, body: PredictionCreate, name: str, version: str) -> Response:
-        exchange = exchange_of(http)
-        caller = exchange.caller
-        assert caller is not None, "routes that make pictures are guarded"
         wait_s = wanted_wait_s(http)
-        model = _loaded(engine)
+        model = model_if_loaded(engine)
         if model is not None:
             check(http, name, model, field="version" if body.version else "model")
         base_url = outputs.base_url(http)
         wanted = Job(
             key=_key(http, new_job_id()),
-            request=caller.sign(to_request(body.input, model, leniency, id="")),
+            request=to_request(body.input, model, leniency, id=""),
             seeded=bool(body.input.seed),
             input={"model": name, "version": version, "input": body.input.model_dump(exclude_unset=True)},
             base_url=base_url,
             webhook=await checked_webhook(body, jobs),
             deadline_s=deadline_s(http, now=time.time()),
         )
-        try:
-            job = await jobs.submit(wanted, caller.entering())
-        finally:
-            exchange.headers |= limit_headers(caller.standings())
-        exchange.note["job"] = job.key.id
+        job = await submit_job(jobs, http, wanted)
         if wait_s is not None:
             job = await jobs.wait(job.key, wait_s - WAIT_MARGIN_S)
         if wait_s is None or job.state.final:
@@ -304,14 +297,6 @@ def deadline_s(http: Request, *, now: float) -> float | None:
     if after_s < SHORTEST_CANCEL_S:
         raise MalformedHeader(f"cancel-after is {shown(sent)}; allowed: {CANCEL_RULE}", field="cancel-after")
     return now + after_s
-
-
-def _loaded(engine: Engine) -> ModelInfo | None:
-    """Return the model; None while it is being loaded, when predictions are taken in all the same."""
-    try:
-        return engine.model
-    except NotReady:
-        return None
 
 
 def _filters(http: Request) -> dict[str, Any]:

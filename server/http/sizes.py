@@ -30,3 +30,16 @@ def size_of(aspect_ratio: str, megapixels: str) -> tuple[int, int]:
     """Return width and height of a ratio at "1" or "0.25" megapixels; a quarter has half the sides."""
     width, height = ASPECT_RATIOS[aspect_ratio]
     return (width // 2, height // 2) if megapixels == "0.25" else (width, height)
+
+
+def nearest_size(width: float, height: float) -> tuple[int, int]:
+    """Return the size that is made for one that may be any.
+
+    What is too large is made smaller in proportion; then each side goes to the nearest that there is.
+    """
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    return _nearest_side(width * scale), _nearest_side(height * scale)
+
+
+def _nearest_side(pixels: float) -> int:
+    return min(MAX_SIDE, max(MIN_SIDE, round(pixels / SIDE_MULTIPLE) * SIDE_MULTIPLE))

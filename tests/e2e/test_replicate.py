@@ -6,12 +6,9 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from replicate.exceptions import ReplicateError
 from replicate.webhook import Webhooks as ClientWebhooks
 
 from tests.e2e.conftest import CALLABLE, ROOT, Server, run_node, running_server
+from tests.e2e.receiver import receiving
 
 MODEL = "black-forest-labs/flux-schnell"
 SMALL = {"prompt": "a red circle", "megapixels": "0.25", "num_inference_steps": 1}
@@ -44,50 +42,6 @@ def client_of(server: Server) -> Iterator[replicate.Client]:
 def client(server: Server) -> Iterator[replicate.Client]:
     with client_of(server) as made:
         yield made
-
-
-@dataclass
-class Receiver:
-    """What a webhook's receiver got, and the statuses that it answers with, one after the other."""
-
-    url: str = ""
-    statuses: list[int] = field(default_factory=list)
-    calls: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    arrived: threading.Condition = field(default_factory=threading.Condition)
-
-    def wait(self, count: int) -> list[tuple[dict[str, str], bytes]]:
-        with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.calls) >= count, timeout=30), self.calls
-            return list(self.calls)
-
-
-@contextmanager
-def receiving(*statuses: int) -> Iterator[Receiver]:
-    receiver = Receiver(statuses=list(statuses))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            with receiver.arrived:
-                status = receiver.statuses.pop(0) if receiver.statuses else 200
-                receiver.calls.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                receiver.arrived.notify_all()
-            self.send_response(status)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None: ...
-
-    server = ThreadingHTTPServer((CALLABLE, 0), Handler)
-    receiver.url = f"http://{CALLABLE}:{server.server_port}/hook"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def picture(data: bytes) -> Image.Image:

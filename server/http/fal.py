@@ -1,0 +1,184 @@
+"""fal's API: an app run at once at `/fal/run`, the queue at `/fal/queue`, and both through `/api/fal/proxy`.
+
+A run keeps nothing, so its pictures are `data:` addresses; where the server's setting wants URLs, it is a job
+that is waited for. `/stream` of an app is the same with the output as its one event.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.engine import Engine
+from server.errors import DeadlineExceeded, MalformedHeader
+from server.generation import GenerationResult
+from server.http.body import json_schema, read_json, shown
+from server.http.calls import generate, unless_client_leaves
+from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
+from server.http.errors import route_class
+from server.http.exchange import exchange_of
+from server.http.fal_app import (
+    EXAMPLE,
+    HEADER_PARAMETERS,
+    STATUSES,
+    Input,
+    check_app,
+    name_request,
+    output_of,
+    priority_of,
+    render_error,
+    start_timeout_s,
+    to_request,
+)
+from server.http.fal_queue import Queue, queue_routers
+from server.http.leniency import Leniency
+from server.http.outputs import Outputs
+from server.http.pictures import Picture, pictures_event_response, pictures_response
+from server.jobs import Jobs
+from server.roster import Watch
+
+TARGET: Final = "x-fal-target-url"
+TARGETS: Final = {"fal.run": "/fal/run", "queue.fal.run": "/fal/queue"}
+TARGET_RULE: Final = f"an https URL of {' or '.join(TARGETS)}"
+ERRORS: Final = (*BODY_ERRORS, *ENGINE_ERRORS, "malformed_header", "not_found", "storage_unavailable")
+BODY: Final = json_schema(Input, EXAMPLE) | {"parameters": HEADER_PARAMETERS}
+RUN: Final[dict[str, Any]] = {
+    "responses": described(*ERRORS, ok_text="The output", statuses=STATUSES),
+    "openapi_extra": BODY,
+}
+STREAM: Final[dict[str, Any]] = {
+    "responses": described(
+        *ERRORS, ok={"text/event-stream": {}}, ok_text="The output as an event", statuses=STATUSES
+    ),
+    "openapi_extra": BODY,
+}
+PROXY: Final[dict[str, Any]] = {
+    "summary": "What fal's JavaScript client would send to fal.run or queue.fal.run",
+    "responses": described("malformed_header", "not_found", ok_text="As at the path of the target"),
+    "openapi_extra": {
+        "parameters": [
+            {"name": TARGET, "in": "header", "schema": {"type": "string"}, "description": TARGET_RULE}
+        ]
+    },
+}
+
+
+def fal_routers(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> list[APIRouter]:
+    """Return all routes of the dialect."""
+    queue = Queue(engine, jobs, outputs, leniency)
+    direct = [_run_router(engine, queue, outputs, leniency), *queue_routers(queue, outputs)]
+    return [*direct, _proxy_router(Router([route for router in direct for route in router.routes]))]
+
+
+def _run_router(engine: Engine, queue: Queue, outputs: Outputs, leniency: Leniency) -> APIRouter:
+    router = APIRouter(
+        prefix="/fal/run",
+        route_class=route_class(render_error),
+        dependencies=[Depends(name_request)],
+        tags=["fal"],
+    )
+
+    @router.post("/{owner}/{alias}/{variant}/stream", summary="Make pictures, told in an event", **STREAM)
+    async def stream(http: Request, owner: str, alias: str, variant: str) -> Response:
+        return pictures_event_response(await made(http, f"{owner}/{alias}/{variant}"))
+
+    @router.post("/{owner}/{alias}/stream", include_in_schema=False)
+    async def stream_short(http: Request, owner: str, alias: str) -> Response:
+        return pictures_event_response(await made(http, f"{owner}/{alias}"))
+
+    @router.post("/{owner}/{alias}/{variant}", summary="Make pictures", **RUN)
+    async def run(http: Request, owner: str, alias: str, variant: str) -> Response:
+        return pictures_response(await made(http, f"{owner}/{alias}/{variant}"))
+
+    @router.post("/{owner}/{alias}", include_in_schema=False)
+    async def run_short(http: Request, owner: str, alias: str) -> Response:
+        return pictures_response(await made(http, f"{owner}/{alias}"))
+
+    async def made(http: Request, app: str) -> dict[str, Any]:
+        """Return the output of a request that is waited for, and that ends when its client leaves."""
+        sent = await read_json(http, Input)
+        model, base_url = engine.model, outputs.base_url(http)
+        if outputs.by_url(base_url) and not sent.sync_mode:
+            job = await queue.submit(http, app, sent)
+            return await queue.output(await unless_client_leaves(http, queue.end(job)), base_url)
+        check_app(app, model, leniency, http)
+        request = to_request(
+            sent, model, leniency, id=exchange_of(http).request_id, priority=priority_of(http)
+        )
+
+        async def make(watch: Watch) -> GenerationResult:
+            return await generate(engine, http, request, seeded=sent.seed is not None, watch=watch)
+
+        result = await begun_within(start_timeout_s(http), make)
+        pictures = [Picture(each.data, prefix=f"data:{each.content_type};base64,") for each in result.images]
+        return output_of(request, result.images, pictures, result.timings)
+
+    return router
+
+
+async def begun_within(
+    timeout_s: float | None, make: Callable[[Watch], Awaitable[GenerationResult]]
+) -> GenerationResult:
+    """Return what `make` makes; raises `DeadlineExceeded` if a worker has not begun with it in time."""
+
+    def began() -> None:
+        if not limit.expired():
+            limit.reschedule(None)
+
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            return await make(Watch(began=began))
+    except TimeoutError:
+        message = f"the request did not begin within the {timeout_s:g} s that were asked for"
+        raise DeadlineExceeded(message) from None
+
+
+def _proxy_router(direct: ASGIApp) -> APIRouter:
+    """Return the one route that stands for all the others, for clients that name the real one in a header.
+
+    It is routed inside: whatever the header says, nothing is fetched from anywhere.
+    """
+    router = APIRouter(route_class=route_class(render_error), tags=["fal"])
+
+    @router.get("/api/fal/proxy", **PROXY)
+    @router.post("/api/fal/proxy", **PROXY)
+    @router.put("/api/fal/proxy", **PROXY)
+    async def proxy(http: Request) -> Response:
+        path, query = target_of(http)
+        return _Elsewhere(direct, path, query)
+
+    return router
+
+
+class _Elsewhere(Response):
+    """The answer that `app` gives to the same request at another path."""
+
+    def __init__(self, app: ASGIApp, path: str, query: str) -> None:
+        super().__init__()
+        self._app = app
+        self._path = path
+        self._query = query
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("root_path", "") + unquote(self._path)
+        scope.update(path=path, raw_path=self._path.encode(), query_string=self._query.encode())
+        await self._app(scope, receive, send)
+
+
+def target_of(http: Request) -> tuple[str, str]:
+    """Return the path here and the query of what a proxied request is meant for; raises `MalformedHeader`."""
+    sent = http.headers.get(TARGET)
+    if sent is None:
+        raise MalformedHeader(f"{TARGET} is missing; it is {TARGET_RULE}", field=TARGET)
+    wrong = MalformedHeader(f"{TARGET} is {shown(sent)}; allowed: {TARGET_RULE}", field=TARGET)
+    try:
+        parts = urlsplit(sent)
+    except ValueError:
+        raise wrong from None
+    if parts.scheme != "https" or parts.netloc not in TARGETS or not sent.isascii():
+        raise wrong
+    return TARGETS[parts.netloc] + parts.path, parts.query
