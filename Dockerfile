@@ -24,12 +24,14 @@ FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="schnell-server" \
       org.opencontainers.image.description="A high-throughput HTTP inference server for FLUX.1 [schnell]" \
       org.opencontainers.image.licenses="Apache-2.0"
-RUN groupadd --gid 10001 flux && useradd --uid 10001 --gid flux --no-create-home --shell /usr/sbin/nologin flux
+RUN groupadd --gid 10001 flux && useradd --uid 10001 --gid flux --no-create-home --shell /usr/sbin/nologin flux \
+    && install --directory --owner=10001 --group=10001 /data
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 WORKDIR /app
-# Nothing is written outside of /tmp. Since 0.0.0.0 is not loopback, a container needs a file of API keys, or
-# FLUX_INSECURE_NO_AUTH=true where its port is published only to those who may use it.
+# Nothing is written outside of /tmp and /data, which keeps jobs, their pictures and what steps cost. Since
+# 0.0.0.0 is not loopback, a container needs a file of API keys, or FLUX_INSECURE_NO_AUTH=true where its port is
+# published only to those who may use it.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -38,9 +40,11 @@ ENV PATH=/opt/venv/bin:$PATH \
     TRITON_CACHE_DIR=/tmp/cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/tmp/cache/inductor \
     HF_HUB_OFFLINE=1 \
+    FLUX_DATA_DIR=/data \
     FLUX_HOST=0.0.0.0 \
     FLUX_PORT=8000
 USER 10001:10001
+VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=4s --start-period=120s --retries=3 \

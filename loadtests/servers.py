@@ -14,7 +14,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S, STOP_S = 120.0, 20.0
-OURS = ("-m", "server", "--port", "{port}")
+OURS = ("-m", "server", "--port", "{port}", "--data-dir", str(ROOT / "build/loadtests"))
 
 
 @dataclass(frozen=True, slots=True)

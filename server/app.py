@@ -22,7 +22,8 @@ from server.http.auth import Door
 from server.http.automatic1111 import automatic1111_router
 from server.http.bfl import DIALECT as BFL
 from server.http.bfl import bfl_payload, bfl_router
-from server.http.cog import cog_router
+from server.http.cog import DIALECT as COG
+from server.http.cog import cog_payload, cog_router
 from server.http.errors import render_error
 from server.http.fal import fal_routers
 from server.http.fal_queue import DIALECT as FAL
@@ -129,6 +130,7 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
         REPLICATE: replicate_payload(outputs),
         FAL: fal_payload(outputs),
         BFL: bfl_payload(outputs),
+        COG: cog_payload(Outputs(files, "data")),
     }
     addresses = Addresses(networks(settings.webhook_allow_networks))
     jobs = Jobs(
@@ -232,7 +234,7 @@ def dialect_routers(
         openai_router(engine, answers, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
         automatic1111_router(engine, leniency["automatic1111"]),
-        cog_router(engine, leniency["cog"]),
+        cog_router(engine, jobs, leniency["cog"]),
         *fal_routers(engine, jobs, outputs, leniency["fal"]),
         bfl_router(engine, jobs, outputs, leniency["bfl"]),
         files_router(outputs.files),

@@ -1,7 +1,8 @@
 """The HTTP API of a Cog container at the root, as coglet 0.23.1 answers: predictions, health, an index.
 
 A prediction is known by its id while it runs, to the caller who started it: putting it again tells its
-state, cancelling ends it, and a client that leaves takes its prediction along. A model that fails is an
+state, cancelling ends it, and a client that leaves takes its prediction along. With `Prefer: respond-async`
+it is a job: it outlives its client and the process, and its webhook hears of it. A model that fails is an
 answer with status 200, as it is there.
 """
 
@@ -9,7 +10,7 @@ import platform
 import re
 import secrets
 import time
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -30,16 +31,22 @@ from server.errors import (
 )
 from server.generation import GenerationRequest, GenerationResult
 from server.http.accept import accepted_types
-from server.http.body import NOT_YET, RequestBody, json_schema, read_json, shown
-from server.http.calls import generate
+from server.http.body import RequestBody, json_schema, read_json, shown
+from server.http.calls import generate, submit_job
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
-from server.http.exchange import exchange_of
+from server.http.exchange import exchange_of, key_of
 from server.http.leniency import Leniency
-from server.http.pictures import pictures_response
+from server.http.outputs import Outputs
+from server.http.pictures import Picture, pictures_json, pictures_response
 from server.http.predictions import INPUT_EXAMPLE, OUTPUT_SCHEMA, Input, logs_of, output_of, to_request
 from server.http.running import Call, Running, caller_of
+from server.job import Job, JobKey, Webhook
+from server.job_store import Delivery
+from server.jobs import Jobs
+from server.webhooks import Payload
 
+DIALECT: Final = "cog"
 COG_VERSION: Final = "0.23.1"  # whose answers these are
 PREDICTION_ID: Final = re.compile(r"[^\x00-\x1f\x7f/]{1,128}")
 ASYNC: Final = "respond-async"
@@ -79,6 +86,9 @@ RESPONSE_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
+Event = Literal["start", "output", "logs", "completed"]
+
+
 class PredictionBody(RequestBody):
     """`POST /predictions`; what is not listed is accepted and ignored."""
 
@@ -86,6 +96,10 @@ class PredictionBody(RequestBody):
 
     input: Annotated[Input, Field(description="an object with the input of the model")]
     id: Annotated[str | None, Field(description=ID_RULE, pattern=PREDICTION_ID.pattern)] = None
+    webhook: Annotated[str | None, Field(description=f"the URL to call; with Prefer: {ASYNC}")] = None
+    webhook_events_filter: Annotated[
+        list[Event] | None, Field(description='some of "start", "output", "logs" and "completed"; or all')
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -98,7 +112,7 @@ class PredictionBody(RequestBody):
 EXAMPLE: Final[dict[str, Any]] = {"input": INPUT_EXAMPLE}
 
 
-def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
+def cog_router(engine: Engine, jobs: Jobs, leniency: Leniency) -> APIRouter:
     """Return the routes of a Cog container."""
     router = APIRouter(route_class=route_class(render_error), tags=["Cog"])
     running = Running()
@@ -106,12 +120,13 @@ def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
         *BODY_ERRORS,
         *ENGINE_ERRORS,
         "not_acceptable",
+        "storage_unavailable",
         ok={"application/json": {"schema": RESPONSE_SCHEMA}},
         ok_text="The prediction, also one that failed or was cancelled",
         statuses=STATUSES,
         content={"application/json": {}, "text/plain": {}},
     )
-    answers[202] = {"description": "It runs already", "content": answers[200]["content"]}
+    answers[202] = {"description": "It runs already, or is accepted", "content": answers[200]["content"]}
 
     @router.head("/", include_in_schema=False)
     @router.get("/", summary="Where things are", responses=described())
@@ -132,7 +147,9 @@ def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
     )
     async def predict(http: Request) -> Response:
         body = await read_json(http, PredictionBody)
-        return await answer(http, body, body.id or f"pred_{secrets.token_hex(8)}")
+        if body.id is not None:
+            return await answer_once(http, body, body.id)
+        return await answer(http, body, f"pred_{secrets.token_hex(8)}")
 
     @router.put(
         "/predictions/{prediction_id}",
@@ -148,36 +165,62 @@ def cog_router(engine: Engine, leniency: Leniency) -> APIRouter:
             raise InvalidRequest(
                 f"id is {shown(body.id)}; allowed: the id in the address, or none", field="id"
             )
-        return await answer(http, body, prediction_id)
+        return await answer_once(http, body, prediction_id)
 
     @router.post(
-        "/predictions/{prediction_id}/cancel", summary="End a prediction", responses=described("not_found")
+        "/predictions/{prediction_id}/cancel",
+        summary="End a prediction",
+        responses=described("not_found", "storage_unavailable"),
     )
     async def cancel(http: Request, prediction_id: str) -> Response:
-        call = running.find(caller_of(http), prediction_id)
-        if call is None:
-            return Response(b"{}", 404, media_type="application/json")
-        call.stop()
+        key = JobKey(DIALECT, key_of(http), prediction_id)
+        if call := running.find(caller_of(http), prediction_id):
+            call.stop()
+        elif (job := await jobs.find(key)) is not None and not job.state.final:
+            await jobs.cancel(key)
+        else:
+            return _json({}, 404)
         return _json({})
 
+    async def answer_once(http: Request, body: PredictionBody, name: str) -> Response:
+        job = await jobs.find(JobKey(DIALECT, key_of(http), name))
+        if job is not None and not job.state.final:
+            return _json(prediction(job, None) | {"input": job.input}, 202)
+        return await answer(http, body, name)
+
     async def answer(http: Request, body: PredictionBody, name: str) -> Response:
-        if http.headers.get("prefer") == ASYNC:
-            raise InvalidRequest(f"Prefer is {ASYNC}, {NOT_YET}", field="prefer")
         if "text/event-stream" in accepted_types(http.headers.get("accept", "")):
             raise NotAcceptable("there is no stream of a prediction; allowed: Accept: application/json")
-        caller = caller_of(http)
-        if call := running.find(caller, name):
-            assert isinstance(call.body, PredictionBody), "nothing else runs here"
-            sent = call.body.input.model_dump(exclude_unset=True)
-            return _json(_state(name, call) | {"input": sent}, 202)
         request = to_request(body.input, engine.model, leniency, id=exchange_of(http).request_id)
-        with running.call(caller, name, request, body, now=time.monotonic()) as call:
+        if call := running.find(caller_of(http), name):
+            assert isinstance(call.body, PredictionBody), "nothing else runs here"
+            return _json(_state(name, call) | {"input": _sent(call.body)}, 202)
+        if http.headers.get("prefer") == ASYNC:
+            return await accept(http, body, name, request)
+        if body.webhook is not None:
+            raise InvalidRequest(f"webhook is given; allowed: with Prefer: {ASYNC}", field="webhook")
+        with running.call(caller_of(http), name, request, body, now=time.monotonic()) as call:
             try:
                 work = generate(engine, http, call.request, seeded=bool(body.input.seed))
                 result = await call.run(work)
             except (GenerationFailed, Cancelled) as error:
                 return _ended_response(http, name, call, error, now=time.monotonic())
         return to_response(name, request, result)
+
+    async def accept(http: Request, body: PredictionBody, name: str, request: GenerationRequest) -> Response:
+        webhook = None
+        if body.webhook is not None:
+            await jobs.webhooks.check(body.webhook, field="webhook")
+            webhook = Webhook(url=body.webhook, events=tuple(body.webhook_events_filter or get_args(Event)))
+        job = Job(
+            key=JobKey(DIALECT, key_of(http), name),
+            request=request,
+            seeded=bool(body.input.seed),
+            input=_sent(body),
+            webhook=webhook,
+        )
+        accepted = await submit_job(jobs, http, job)
+        return _json({"id": name, "status": accepted.state.value}, 202)
 
     return router
 
@@ -193,6 +236,33 @@ def to_response(name: str, request: GenerationRequest, result: GenerationResult)
             "status": "succeeded",
         }
     )
+
+
+def prediction(job: Job, output: list[str] | list[Picture] | None) -> dict[str, Any]:
+    """Return a job as a prediction; `output` are its pictures, if it has any."""
+    content: dict[str, Any] = {
+        "id": job.key.id,
+        "logs": "" if job.started_s is None else logs_of(job.request),
+        "metrics": {},
+        "status": job.state.value,
+    }
+    if job.state.final and job.started_s is not None and job.completed_s is not None:
+        content["metrics"] = {"predict_time": max(0.0, job.completed_s - job.started_s)}
+    if output:
+        content["output"] = output
+    if job.error is not None:
+        content["error"] = job.error.message
+    return content
+
+
+def cog_payload(outputs: Outputs) -> Payload:
+    """Return what says in a webhook how a prediction is, with its pictures as `outputs` gives them."""
+
+    async def payload(delivery: Delivery) -> bytes:
+        job = delivery.job
+        return pictures_json(prediction(job, await outputs.of(job, job.base_url)))
+
+    return payload
 
 
 def render_error(request: Request, error: ServerError) -> Response:
@@ -218,6 +288,10 @@ def _detail(error: InvalidRequest, message: str) -> dict[str, Any]:
         "msg": message,
         "type": "value_error.missing" if error.missing else "value_error",
     }
+
+
+def _sent(body: PredictionBody) -> dict[str, Any]:
+    return body.input.model_dump(exclude_unset=True)
 
 
 def _state(name: str, call: Call) -> dict[str, Any]:

@@ -71,6 +71,16 @@ def _response(frames: list[bytes], pictures: list[Picture], status: int, *, medi
     return StreamingResponse(_pieces(frames, pictures), status, media_type=media_type, headers=headers)
 
 
+def pictures_json(content: object) -> bytes:
+    """Return `content` with its pictures in one piece, for what is sent and not answered."""
+
+    def whole(value: object) -> str:
+        assert isinstance(value, Picture), f"JSON does not know {type(value)}"
+        return value.prefix + binascii.b2a_base64(value.data, newline=False).decode()
+
+    return msgspec.json.encode(content, enc_hook=whole)
+
+
 async def _pieces(frames: list[bytes], pictures: list[Picture]) -> AsyncIterator[bytes]:
     """Yield the text around the pictures and the pictures in turn, letting others run in between."""
     for frame, picture in zip(frames, pictures, strict=False):

@@ -77,7 +77,7 @@ def serve(root: Path, final: list[Instruction]) -> None:
     by_name = {step.name: step.value for step in final}
     environment = dict(pair.split("=", 1) for pair in by_name["ENV"].split())
     environment["PATH"] = f"{root / 'opt/venv/bin'}:/usr/bin:/bin"
-    environment |= {"FLUX_HOST": "127.0.0.1", "FLUX_PORT": "8017"}
+    environment |= {"FLUX_HOST": "127.0.0.1", "FLUX_PORT": "8017", "FLUX_DATA_DIR": str(root / "data")}
     server = subprocess.Popen(json.loads(by_name["ENTRYPOINT"]), cwd=root / "app", env=environment)
     check = json.loads(by_name["HEALTHCHECK"].split("CMD", 1)[1])
     try:

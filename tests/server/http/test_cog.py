@@ -1,7 +1,11 @@
 """The Cog dialect: our answers beside those that the real server gave, and what is ours to decide."""
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -132,10 +136,106 @@ def test_nobody_sees_or_ends_the_prediction_of_another() -> None:
         assert running.result()["body"]["status"] == "canceled"
 
 
-def test_what_is_not_waited_for_is_refused(client: httpx.Client) -> None:
-    answer = client.post("/predictions", json={"input": {"prompt": "a"}}, headers={"Prefer": "respond-async"})
-    assert answer.status_code == 422
-    assert answer.json()["detail"][0]["msg"].startswith("Prefer is respond-async, not supported by this")
+ASYNC = {"Prefer": "respond-async"}
+SENT = {"prompt": "a", "seed": 3, "megapixels": "0.25", "output_format": "png"}
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Listen for webhooks; yields the address and the bodies that came."""
+    heard: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/hook", heard
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def open_inside() -> Iterator[tuple[httpx.Client, FakeEngine]]:
+    engine = FakeEngine()
+    allowed = {"webhook_allow_networks": "127.0.0.0/8"}
+    with serving(engine, **allowed) as url, httpx.Client(base_url=url) as client:
+        yield client, engine
+
+
+def test_what_is_not_waited_for_is_told_to_its_webhook(
+    open_inside: tuple[httpx.Client, FakeEngine],
+) -> None:
+    client, _ = open_inside
+    with receiver() as (address, heard):
+        body = {"input": SENT, "webhook": address}
+        answer = client.put("/predictions/later", json=body, headers=ASYNC)
+        assert (answer.status_code, answer.json()) == (202, {"id": "later", "status": "starting"})
+        wait_until(lambda: bool(heard) and heard[-1]["status"] == "succeeded")
+    assert {each["id"] for each in heard} == {"later"}
+    first, output, completed = heard[0], heard[-2], heard[-1]
+    assert first == {"id": "later", "logs": "", "metrics": {}, "status": "processing"}
+    assert output["status"] == "processing"
+    assert output["output"] == completed["output"]
+    assert completed["logs"] == "Using seed: 3\n"
+    assert completed["metrics"]["predict_time"] >= 0
+    (picture,) = completed["output"]
+    assert picture.startswith("data:image/png;base64,")
+
+
+def test_only_the_events_that_were_asked_for_are_told(open_inside: tuple[httpx.Client, FakeEngine]) -> None:
+    client, _ = open_inside
+    with receiver() as (address, heard):
+        body = {"input": SENT, "webhook": address, "webhook_events_filter": ["completed"]}
+        failing = body | {"input": {"prompt": "generation_failed"}}
+        assert client.post("/predictions", json=body, headers=ASYNC).status_code == 202
+        assert client.post("/predictions", json=failing, headers=ASYNC).status_code == 202
+        wait_until(lambda: len(heard) == 2)
+    assert sorted(each["status"] for each in heard) == ["failed", "succeeded"]
+    (failed,) = (each for each in heard if each["status"] == "failed")
+    assert failed["error"] == "the picture holds NaN"
+
+
+def test_what_runs_for_a_webhook_is_told_again_and_cancelled(
+    open_inside: tuple[httpx.Client, FakeEngine],
+) -> None:
+    client, engine = open_inside
+    body = {"input": SENT | {"prompt": "wait"}}
+    assert client.put("/predictions/long", json=body, headers=ASYNC).status_code == 202
+    for headers in ({}, ASYNC):
+        again = client.put("/predictions/long", json=body, headers=headers)
+        assert again.status_code == 202
+        assert (again.json()["id"], again.json()["input"]) == ("long", body["input"])
+    assert client.post("/predictions/long/cancel").status_code == 200
+    wait_until(lambda: bool(engine.cancelled))
+    assert client.post("/predictions/long/cancel").status_code == 404
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "headers", "field"),
+    [
+        ({"webhook": "http://example.org/"}, {}, "webhook"),
+        ({"webhook": "ftp://example.org/"}, ASYNC, "webhook"),
+        (
+            {"webhook": "http://example.org/", "webhook_events_filter": ["end"]},
+            ASYNC,
+            "webhook_events_filter",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_webhooks_are_refused(
+    client: httpx.Client, sent: dict[str, Any], headers: dict[str, str], field: str
+) -> None:
+    answer = client.post("/predictions", json={"input": SENT} | sent, headers=headers)
+    assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", field])
 
 
 def test_the_index_is_for_programs_and_people_are_sent_to_the_documentation(client: httpx.Client) -> None:

@@ -15,7 +15,7 @@ from tests.server.models import MODEL
 
 def test_steps_beyond_the_model_are_clamped_where_clients_are_known_to_send_them() -> None:
     clamped = {name for name, leniency in leniencies(Settings()).items() if leniency.clamp_steps}
-    assert clamped == {"openai", "huggingface", "automatic1111", "replicate"}
+    assert clamped == {"openai", "huggingface", "automatic1111", "replicate", "fal", "bfl"}
     assert Leniency(clamp_steps=True).steps(50, MODEL, field="steps") == MODEL.max_steps
     assert Leniency(clamp_steps=True).steps(None, MODEL, field="steps") == MODEL.default_steps
     with pytest.raises(InvalidRequest, match="steps is 13; allowed: a whole number from 1 to 12"):
