@@ -259,7 +259,7 @@ class Pipeline:
             owners,
         )
         for sample, span in zip(samples, owners.spans, strict=True):
-            sample.latents = span.of(moved)
+            sample.before, sample.latents = sample.latents, span.of(moved)
             sample.step += 1
 
     @torch.inference_mode()

@@ -31,7 +31,8 @@ class Pass:
 class Sample:
     """One picture on its way. `latents` are packed, [tokens, 64], float32, noise at the start.
 
-    With classifier-free guidance `passes` has two entries, the prompt and the negative prompt.
+    With classifier-free guidance `passes` has two entries, the prompt and the negative prompt. `before` is
+    what `latents` were before the last step.
     """
 
     width: int
@@ -41,6 +42,7 @@ class Sample:
     passes: tuple[Pass, ...]
     latents: Tensor
     step: int = 0
+    before: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -90,6 +92,18 @@ def schedule_sigmas(schedule: ScheduleConfig, *, steps: int, tokens: int) -> tup
     elif schedule.shift != 1.0:
         sigmas = schedule.shift * sigmas / (1 + (schedule.shift - 1) * sigmas)
     return (*(float(sigma) for sigma in sigmas.astype(np.float32)), 0.0)
+
+
+def predict_latents(sample: Sample) -> Tensor:
+    """Estimate the finished latents [tokens, 64] of a sample that has made a step: `x0 = x_t - sigma_t * v`.
+
+    `v` is the velocity of the last step, and a rectified flow is nearly straight (Liu et al. 2022,
+    arXiv:2209.03003).
+    """
+    assert sample.before is not None, "noise tells nothing of the picture"
+    before_sigma, sigma = sample.sigmas[sample.step - 1 : sample.step + 1]
+    velocity = (sample.latents - sample.before) / (sigma - before_sigma)
+    return sample.latents - sigma * velocity
 
 
 def _mu(schedule: ScheduleConfig, tokens: int) -> float:

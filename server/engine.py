@@ -24,15 +24,15 @@ from server.protocol import (
     Cancel,
     Done,
     Failed,
+    Previewed,
     Ready,
-    Revise,
     Start,
     Stepped,
     Stepping,
     Submit,
     ToFront,
 )
-from server.result import forecast_of, result_of
+from server.result import announce, result_of
 from server.reuse import Gallery, Reuse, picture_key
 from server.roster import (
     UNWATCHED,
@@ -197,7 +197,7 @@ class Engine:
         waiters = self._admit(request, reuse, watch, now=began)
         try:
             watch.admitted()
-            forecast = forecast_of(waiters, self._admission, now=began)
+            forecast = announce(waiters, self._admission, now=began)
             self._dispatch()
             async with asyncio.timeout(request.deadline_s):
                 images = await asyncio.gather(*(waiter.answer for waiter in waiters))
@@ -248,9 +248,8 @@ class Engine:
         waiter = wait_for(picture, request, watch)
         run = waiter.pending
         if run is not None and run.revise(request.priority, deadline) and run.worker is not None:
-            left_s = run.left_s(asyncio.get_running_loop().time())
-            revised = Revise(id=run.image.id, priority=run.image.priority, deadline_s=left_s)
-            self._workers[run.worker].supervisor.send(revised)
+            now = asyncio.get_running_loop().time()
+            self._workers[run.worker].supervisor.send(run.revision_at(now))
         return waiter
 
     def _withdraw(self, pending: Pending) -> None:
@@ -294,8 +293,7 @@ class Engine:
         if not worker.owes_an_answer():
             worker.quiet_since = now
         worker.in_hand[pending.image.id] = pending
-        left_s = pending.left_s(now)
-        worker.supervisor.send(Submit(image=msgspec.structs.replace(pending.image, deadline_s=left_s)))
+        worker.supervisor.send(Submit(image=pending.image_at(now)))
 
     def _hear(self, index: int, message: ToFront) -> None:
         self._workers[index].quiet_since = asyncio.get_running_loop().time()
@@ -310,6 +308,8 @@ class Engine:
                 self._workers[index].begin_step(lane, ids)
             case Stepped():
                 self._end_step(index, message)
+            case Previewed():
+                self._workers[index].previewed(message)
             case CacheReport():
                 self._metrics.cache(index, message)
             case _:

@@ -20,6 +20,7 @@ DRAWN_SEED_LIMIT = 2**32
 MAX_GUIDANCE_SCALE = 20.0
 MODEL_DEFAULT = 0  # of steps or tokens: what the model has, filled in when it is known
 MAX_DEADLINE_MS = 3_600_000
+MAX_PREVIEWS = 3
 
 
 class Priority(StrEnum):
@@ -36,7 +37,8 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `guidance_scale` above 1 means a second pass with `negative_prompt`, or the embedded guidance on
     guidance-distilled weights. `deadline_s` is the time left when the message was written. `key` is the name
-    of the API key that it runs under.
+    of the API key that it runs under. `previews` are the steps after which the picture is shown as it will
+    be; they change nothing of it.
     """
 
     id: str
@@ -54,6 +56,7 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority
     deadline_s: float | None
     key: str
+    previews: tuple[int, ...] = ()
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +82,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority | None = None
     deadline_s: float | None = None
     key: str = ""
+    previews: int = 0
 
     def fitted(self, model: "ModelInfo") -> "GenerationRequest":
         """Fill in what was left to the model, and clamp the steps to what it takes.
@@ -110,6 +114,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
                 priority=self.priority or Priority.NORMAL,
                 deadline_s=self.deadline_s,
                 key=self.key,
+                previews=preview_steps(self.steps, self.previews),
             )
             for index in range(self.num_images)
         ]
@@ -143,6 +148,15 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
     position: int
     finish_s: float
+
+
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """How a picture looked after `step`, as a file; `index` counts the previews it was to have, from 0."""
+
+    index: int
+    step: int
+    data: bytes
+    content_type: str
 
 
 class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +213,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     def uses_negative(self, guidance_scale: float) -> bool:
         """Whether there is a pass with the negative prompt: above 1, unless guidance is in the weights."""
         return guidance_scale > 1 and not self.guidance_embed
+
+
+def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
+    """Spread up to `previews` over a run, from its first step on; after the last one the picture is done."""
+    count = min(previews, steps - 1)
+    return tuple(round(number * steps / (count + 1)) for number in range(1, count + 1))
 
 
 def image_tokens(width: int, height: int) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from server.costs import CostTable, StepKind
-from server.generation import Image, ImageRequest, ModelInfo, Priority
+from server.generation import Image, ImageRequest, ModelInfo, Preview, Priority
 
 FRAME_HEADER: Final = struct.Struct(">I")
 # The largest request is two prompts of 32,000 four-byte characters; the largest picture is 1536x1536
@@ -97,6 +97,11 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag="stepped"):
     efficiency: float | None = None
 
 
+class Previewed(msgspec.Struct, frozen=True, kw_only=True, tag="previewed"):
+    id: str
+    preview: Preview
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     id: str
     image: Image
@@ -125,7 +130,7 @@ class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag="fatal"):
 
 
 ToWorker = Start | Submit | Cancel | Revise | Stop
-ToFront = Ready | Stepping | Stepped | Done | Failed | CacheReport | Fatal
+ToFront = Ready | Stepping | Stepped | Previewed | Done | Failed | CacheReport | Fatal
 
 
 class ProtocolError(Exception):

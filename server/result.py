@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -11,16 +12,25 @@ from server.generation import Forecast, GenerationRequest, GenerationResult, Ima
 from server.roster import Waiter
 
 
-def forecast_of(waiters: Sequence[Waiter], admission: Admission, *, now: float) -> Forecast | None:
-    """Say when a request will be done, from the runs that it waits for, its own or those of others.
+def announce(waiters: Sequence[Waiter], admission: Admission, *, now: float) -> Forecast | None:
+    """Let whoever watches hear of each picture from now on, and return how the request stands altogether.
 
-    Its position is that of the first of them; `now` is on the loop's clock.
+    That is known from the runs that it waits for, its own or those of others. Its position is that of the
+    first of them; `now` is on the loop's clock.
     """
-    runs = [waiter.pending for waiter in waiters if waiter.pending is not None]
-    if not runs:
+    forecasts: list[Forecast] = []
+    for number, waiter in enumerate(waiters):
+        waiter.hear = partial(waiter.watch.listen, number)
+        if waiter.pending is None:
+            waiter.hear(waiter.answer.result())
+        else:
+            forecasts.append(waiter.pending.forecast(admission, now=now))
+            waiter.hear(forecasts[-1])
+    if not forecasts:
         return None
-    position = min(admission.position(run.admitted) for run in runs)
-    return Forecast(position=position, finish_s=max(0.0, *(run.predicted - now for run in runs)))
+    return Forecast(
+        position=min(each.position for each in forecasts), finish_s=max(each.finish_s for each in forecasts)
+    )
 
 
 def result_of(

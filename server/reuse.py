@@ -45,6 +45,7 @@ def picture_key(image: ImageRequest, model: ModelInfo) -> str:
         priority=Priority.NORMAL,
         deadline_s=None,
         key="",
+        previews=(),
     )
     text = msgspec.json.encode((decides, model.decides, __version__))
     return hashlib.sha256(text).hexdigest()[:32]

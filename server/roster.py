@@ -8,11 +8,12 @@ from typing import Final
 import msgspec
 import structlog
 
-from server.admission import Admitted
+from server.admission import Admission, Admitted
 from server.costs import StepKind
 from server.errors import ServerError
-from server.generation import URGENCY, GenerationRequest, Image, ImageRequest, Priority
-from server.protocol import Stepped
+from server.events import Advanced, Event, Hear, Listener, ignore, ignore_all
+from server.generation import URGENCY, Forecast, GenerationRequest, Image, ImageRequest, Priority
+from server.protocol import Previewed, Revise, Stepped
 from server.router import Load
 from server.supervisor import State, Supervisor
 
@@ -29,11 +30,13 @@ def _ignore() -> None:
 class Watch:
     """Who is told what becomes of a request on its way.
 
-    `admitted` is called once, before any wait; `began` for each of its pictures, when a worker starts on it.
+    `admitted` is called once, before any wait; `began` for each of its pictures, when a worker starts on it;
+    `listen` with all events of its pictures.
     """
 
     admitted: Callable[[], None] = _ignore
     began: Callable[[], None] = _ignore
+    listen: Listener = ignore_all
 
 
 UNWATCHED: Final = Watch()
@@ -72,6 +75,18 @@ class Pending:
         """Return the seconds until the deadline, if there is one."""
         return None if self.deadline is None else max(0.0, self.deadline - now)
 
+    def forecast(self, admission: Admission, *, now: float) -> Forecast:
+        """Return how it stands; `now` is on the loop's clock."""
+        return Forecast(position=admission.position(self.admitted), finish_s=max(0.0, self.predicted - now))
+
+    def image_at(self, now: float) -> ImageRequest:
+        """Return what to ask a worker for: the picture with the time that is left."""
+        return msgspec.structs.replace(self.image, deadline_s=self.left_s(now))
+
+    def revision_at(self, now: float) -> Revise:
+        """Return what to tell a worker that has it of those who came later."""
+        return Revise(id=self.image.id, priority=self.image.priority, deadline_s=self.left_s(now))
+
     def revise(self, priority: Priority | None, deadline: float | None) -> bool:
         """Take in that somebody else waits; returns whether a worker that has it must know."""
         urgent = min(self.image.priority, priority or Priority.NORMAL, key=URGENCY.index)
@@ -87,6 +102,16 @@ class Pending:
             self.began = True
             for waiter in self.waiters:
                 waiter.watch.began()
+
+    def advance(self) -> None:
+        """Note that a denoising step is done."""
+        self.steps_done += 1
+        self.tell(Advanced(self.steps_done, self.image.steps))
+
+    def tell(self, event: Event) -> None:
+        """Tell all who wait and listen."""
+        for waiter in self.waiters:
+            waiter.hear(event)
 
     def settle(self, answer: Image | ServerError) -> None:
         """Give all who wait the same answer; from here on nobody joins them."""
@@ -105,6 +130,7 @@ class Waiter:
     watch: Watch
     pending: Pending | None = None
     joined: bool = False  # the picture was being made for another request
+    hear: Hear = ignore
 
     def settle(self, answer: Image | ServerError) -> None:
         if self.answer.done():
@@ -113,6 +139,7 @@ class Waiter:
             self.answer.set_exception(answer)
         else:
             self.answer.set_result(answer)
+            self.hear(answer)
 
 
 @dataclass(eq=False, slots=True)
@@ -125,6 +152,11 @@ class Worker:
     stepping: dict[int, list[str]] = field(default_factory=dict)  # the pictures of the running step, by lane
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
+
+    def previewed(self, previewed: Previewed) -> None:
+        """Hand a preview to those who wait for its picture."""
+        if pending := self.in_hand.get(previewed.id):
+            pending.tell(previewed.preview)
 
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""
@@ -142,7 +174,8 @@ class Worker:
         ids = self.stepping.pop(stepped.lane, [])
         ended = [self.in_hand[image_id] for image_id in ids if image_id in self.in_hand]
         for pending in ended:
-            pending.steps_done += stepped.kind is StepKind.DENOISE
+            if stepped.kind is StepKind.DENOISE:
+                pending.advance()
         return ended
 
     def in_a_step(self) -> set[str]:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ServerError
 from server.generation import GenerationResult
-from server.http.errors import ERROR_CODES, STATUS, error_body
+from server.http.errors import ERROR_CODES, STATUS, error_body, unexpected_error
 from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
 from server.metrics import Metrics, stage_seconds
 
@@ -119,7 +119,7 @@ def _server_timing(result: GenerationResult | None, seconds: float) -> str:
 
 
 async def _send_internal_error(send: Send, exchange: Exchange) -> None:
-    error = ServerError("the server failed on this request; its log has the reason under the request id")
+    error = unexpected_error()
     body = error_body(error, exchange.request_id, "server_error")
     headers = [
         (b"content-type", b"application/json"),

@@ -47,18 +47,24 @@ Render = Callable[[Request, ServerError], Response]
 
 def error_body(error: ServerError, request_id: str, kind: str) -> bytes:
     """Return the JSON body of a failure; the same shape for every status."""
-    return msgspec.json.encode(
-        {
-            "error": {
-                "code": error.code,
-                "type": kind,
-                "message": message_of(error),
-                "param": error.field if isinstance(error, InvalidRequest) else None,
-                "request_id": request_id,
-                "retryable": error.retryable,
-            }
-        }
-    )
+    return msgspec.json.encode({"error": error_object(error, request_id, kind)})
+
+
+def error_object(error: ServerError, request_id: str, kind: str) -> dict[str, Any]:
+    """Return what is said of a failure."""
+    return {
+        "code": error.code,
+        "type": kind,
+        "message": message_of(error),
+        "param": error.field if isinstance(error, InvalidRequest) else None,
+        "request_id": request_id,
+        "retryable": error.retryable,
+    }
+
+
+def unexpected_error() -> ServerError:
+    """Return what a client is told of a fault of ours."""
+    return ServerError("the server failed on this request; its log has the reason under the request id")
 
 
 def message_of(error: ServerError) -> str:

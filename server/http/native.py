@@ -1,8 +1,10 @@
 """The native API: `POST /v1/generate` with JSON, `GET /v1/generate` for `<img>` tags and caches.
 
-With `Accept: image/*` the answer is the picture itself, otherwise JSON with base64.
+With `Accept: image/*` the answer is the picture itself, with `Accept: text/event-stream` what becomes of the
+request while it runs, otherwise JSON with base64.
 """
 
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -14,11 +16,11 @@ from server.generation import (
     MAX_DEADLINE_MS,
     MAX_GUIDANCE_SCALE,
     MAX_IMAGES,
+    MAX_PREVIEWS,
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SEQUENCE_LENGTH,
     GenerationRequest,
-    GenerationResult,
     ImageFormat,
     ModelInfo,
     Priority,
@@ -29,13 +31,15 @@ from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import render_error, route_class
+from server.http.event_stream import EVENT_STREAM
 from server.http.exchange import exchange_of
 from server.http.idempotency import KEY_PARAMETER, Once
-from server.http.pictures import Picture, picture_response, pictures_response
+from server.http.native_answer import EVENTS_EXAMPLE, EVENTS_TEXT, NativeScript, answer_of
+from server.http.pictures import picture_response, pictures_response
 from server.http.seeds import given_or_drawn
 from server.http.sizes import Side
+from server.http.story import event_response
 from server.idempotency import Answers
-from server.metrics import stage_seconds
 from server.reuse import picture_key
 
 MIN_SEQUENCE_LENGTH: Final = 16
@@ -113,6 +117,14 @@ class GenerateBody(RequestBody):
             description=f"a whole number of milliseconds from 1 to {MAX_DEADLINE_MS}",
         ),
     ] = None
+    previews: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_PREVIEWS,
+            description=f"a whole number from 0 to {MAX_PREVIEWS}, of each picture in a stream of events",
+        ),
+    ] = 0
     image: Annotated[None, Field(description=NOT_YET)] = None
     mask_image: Annotated[None, Field(description=NOT_YET)] = None
     strength: Annotated[None, Field(description=NOT_YET)] = None
@@ -135,6 +147,12 @@ DESCRIBED: Final = described(
     ok={media_type: {} for media_type in (*IMAGE_TYPES, "application/json")},
     ok_text="The picture, or JSON with base64",
 )
+DESCRIBED_POST: Final = DESCRIBED | {
+    200: {
+        "description": EVENTS_TEXT,
+        "content": DESCRIBED[200]["content"] | {EVENT_STREAM: {"example": EVENTS_EXAMPLE}},
+    }
+}
 
 
 def native_router(engine: Engine, answers: Answers) -> APIRouter:
@@ -144,14 +162,15 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
     @router.post(
         "/v1/generate",
         summary="Make pictures",
-        responses=DESCRIBED,
+        responses=DESCRIBED_POST,
         openapi_extra=json_schema(GenerateBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
     )
     async def post_generate(http: Request) -> Response:
         body = await read_json(http, GenerateBody)
         accepted = accepted_types(http.headers.get("accept", ""))
-        known = [each for each in accepted if each in ANY_IMAGE or each in JSON_TYPES]
+        known = [each for each in accepted if each in ANY_IMAGE or each in (EVENT_STREAM, *JSON_TYPES)]
         raw = bool(known) and known[0] in ANY_IMAGE
+        streams = bool(known) and known[0] == EVENT_STREAM
         request = _to_request(
             body,
             engine,
@@ -165,8 +184,12 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
             )
         form = request.image_format if raw else "json"
         once = Once(answers, body, form=form)
-        result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
-        return picture_response(result.images[0]) if raw else _json(result)
+        make = partial(generate, engine, http, request, seeded=body.seed is not None, once=once)
+        if streams:
+            return await event_response(http, NativeScript(request), lambda watch: make(watch=watch))
+        _check_no_previews(body)
+        result = await make()
+        return picture_response(result.images[0]) if raw else pictures_response(answer_of(result))
 
     @router.get(
         "/v1/generate",
@@ -176,6 +199,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
     )
     async def get_generate(http: Request) -> Response:
         body = check_query(http, GenerateBody)
+        _check_no_previews(body)
         accepted = accepted_types(http.headers.get("accept", ""))
         wanted = [ANY_IMAGE[each] for each in accepted if each in ANY_IMAGE]
         request = _to_request(
@@ -231,30 +255,14 @@ def _to_request(
         embed_prompt=body.embed_prompt,
         priority=None if body.priority is None else Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
+        previews=body.previews,
     )
 
 
-def _json(result: GenerationResult) -> Response:
-    answer: dict[str, Any] = {
-        "id": result.id,
-        "model": result.model,
-        "num_inference_steps": result.steps,
-        "images": [
-            {
-                "b64_json": Picture(image.data),
-                "content_type": image.content_type,
-                "width": image.width,
-                "height": image.height,
-                "seed": image.seed,
-            }
-            for image in result.images
-        ],
-        "timings": {f"{stage}_s": seconds for stage, seconds in stage_seconds(result.timings).items()},
-    }
-    if result.forecast is not None:
-        forecast = {"predicted_s": result.forecast.finish_s, "queue_position": result.forecast.position}
-        answer["timings"] |= forecast
-    return pictures_response(answer)
+def _check_no_previews(body: GenerateBody) -> None:
+    if body.previews:
+        message = f"previews is {body.previews}; allowed: 0 unless POST has Accept: {EVENT_STREAM}"
+        raise InvalidRequest(message, field="previews")
 
 
 def _cache_headers(http: Request, request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
@@ -292,7 +300,7 @@ def _query_parameters() -> dict[str, Any]:
                 "description": each.get("description", ""),
             }
             for name, each in schema["properties"].items()
-            if each.get("description") != NOT_YET
+            if each.get("description") != NOT_YET and name != "previews"
         ]
         + [CACHE_PARAMETER]
     }

@@ -6,6 +6,9 @@ otherwise.
 """
 
 import re
+import time
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -14,8 +17,10 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from server.engine import Engine
 from server.errors import InvalidRequest, NotFound, ServerError
+from server.events import Event
 from server.generation import (
     MAX_GUIDANCE_SCALE,
+    MAX_PREVIEWS,
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SEQUENCE_LENGTH,
@@ -27,6 +32,7 @@ from server.generation import (
     Image,
     ImageFormat,
     ModelInfo,
+    Preview,
 )
 from server.http import errors
 from server.http.body import RequestBody, Text, json_schema, read_json
@@ -34,6 +40,7 @@ from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import STATUS, route_class
+from server.http.event_stream import EVENT_STREAM
 from server.http.exchange import exchange_of
 from server.http.idempotency import KEY_PARAMETER, Once
 from server.http.leniency import Leniency, names_of
@@ -41,6 +48,7 @@ from server.http.models import openai_model
 from server.http.native import MIN_SEQUENCE_LENGTH
 from server.http.pictures import Picture, pictures_response
 from server.http.seeds import given_or_drawn
+from server.http.story import Words, event_response
 from server.idempotency import Answers
 
 MAX_N: Final = 10
@@ -82,8 +90,14 @@ class ImagesBody(RequestBody):
     output_compression: Annotated[
         int | None, Field(ge=0, le=100, description="a whole number from 0 to 100, for jpeg and webp")
     ] = None
-    stream: Annotated[
-        Literal[False] | None, Field(description="false; streaming is not supported by this version")
+    stream: Annotated[bool | None, Field(description="true or false: answer with server-sent events")] = None
+    partial_images: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_PREVIEWS,
+            description=f"a whole number from 0 to {MAX_PREVIEWS}; previews in a stream",
+        ),
     ] = None
     background: Annotated[
         Literal["auto", "opaque"] | None,
@@ -133,6 +147,8 @@ def openai_router(engine: Engine, answers: Answers, leniency: Leniency) -> APIRo
             "not_found",
             *BODY_ERRORS,
             *ENGINE_ERRORS,
+            ok={"application/json": {}, EVENT_STREAM: {}},
+            ok_text="The pictures; as server-sent events where a stream was asked for",
             statuses=STATUSES,
         ),
         openapi_extra=json_schema(ImagesBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
@@ -141,9 +157,17 @@ def openai_router(engine: Engine, answers: Answers, leniency: Leniency) -> APIRo
         body = await read_json(http, ImagesBody)
         leniency.check_model(body.model, engine.model, http, field="model")
         request = to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
-        once = Once(answers, body, form="json")
-        result = await generate(engine, http, request, seeded=body.seed is not None, once=once)
-        return to_response(body, request, result)
+        make = partial(
+            generate,
+            engine,
+            http,
+            request,
+            seeded=body.seed is not None,
+            once=Once(answers, body, form="json"),
+        )
+        if body.stream:
+            return await event_response(http, OpenAIScript(request), lambda watch: make(watch=watch))
+        return to_response(body, request, await make())
 
     @router.get("/v1/models", summary="The names of the model", responses=described("not_ready"))
     async def list_models() -> Response:
@@ -176,6 +200,7 @@ def to_request(body: ImagesBody, model: ModelInfo, leniency: Leniency, *, id: st
         max_sequence_length=body.max_sequence_length or model.default_sequence_length,
         image_format=body.output_format or "png",
         quality=max(1, body.output_compression) if body.output_compression is not None else 100,
+        previews=body.partial_images or 0 if body.stream else 0,
     )
 
 
@@ -216,6 +241,48 @@ def to_response(body: ImagesBody, request: GenerationRequest, result: Generation
             "size": f"{request.width}x{request.height}",
         }
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIScript:
+    """The events of a stream: those of several pictures are told apart by their seeds, which is our addition.
+
+    There is no `usage`: the text is tokenized elsewhere.
+    """
+
+    request: GenerationRequest
+
+    def tell(self, number: int, event: Event) -> Words | None:
+        """Show previews as partial images; each picture completes on its own."""
+        match event:
+            case Preview(index=index, data=data):
+                return self._picture("partial_image", number, data, partial_image_index=index)
+            case Image(data=data):
+                return self._picture("completed", number, data)
+            case _:
+                return None
+
+    def end(self, result: GenerationResult) -> None:
+        """The last picture was the end."""
+
+    def fail(self, error: ServerError) -> Words:
+        """Clients raise on anything with an `error`."""
+        kind = errors.error_kind(STATUSES[error.code])
+        return "error", {"type": "error", "error": errors.error_object(error, self.request.id, kind)}
+
+    def _picture(self, kind: str, number: int, data: bytes, **more: int) -> Words:
+        name = f"image_generation.{kind}"
+        return name, {
+            "type": name,
+            "b64_json": Picture(data),
+            **more,
+            "created_at": int(time.time()),
+            "size": f"{self.request.width}x{self.request.height}",
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": self.request.image_format,
+            "seed": self.request.seed + number,
+        }
 
 
 def render_error(request: Request, error: ServerError) -> Response:

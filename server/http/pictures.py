@@ -53,6 +53,11 @@ def pictures_event_response(content: object) -> Response:
     return _response([*frames[:-1], frames[-1] + b"\n\n"], pictures, 200, media_type="text/event-stream")
 
 
+def pieces(content: object) -> AsyncIterator[bytes]:
+    """Return the JSON of `content`, on one line, in pieces as `pictures_response` sends them."""
+    return _pieces(*_cut(content))
+
+
 def _cut(content: object) -> tuple[list[bytes], list[Picture]]:
     """Return the JSON of `content` in the frames that are around its pictures, and these."""
     pictures: list[Picture] = []

@@ -32,6 +32,7 @@ from model.device import (
 )
 from model.lending import Memory
 from model.pipeline import Pipeline, PipelineInfo
+from model.preview import Previewer
 from model.progress import loading_bar
 from model.quantization import QuantizeName
 from model.verify import has_sums, verify
@@ -77,7 +78,13 @@ def main() -> int:
     data_dir = Path(start.data_dir)
     key, table = calibrated(pipeline, kernels=start.kernels, data_dir=data_dir, budget_s=start.calibration_s)
     costs = Costs.of(table)
-    loop = Loop(pipeline=pipeline, send=connection.send, costs=costs, lanes=_lanes(start))
+    loop = Loop(
+        pipeline=pipeline,
+        previewer=Previewer.fit(pipeline.autoencoder),
+        send=connection.send,
+        costs=costs,
+        lanes=_lanes(start),
+    )
     threading.Thread(target=_receive, args=(connection, loop), name="reader", daemon=True).start()
     connection.send(Ready(model=_describe(pipeline.info, costs, max_steps=start.max_steps), costs=table))
     try:

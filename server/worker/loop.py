@@ -1,8 +1,8 @@
 """The step loop: takes what the front end sends, asks the batcher for steps, has them run, answers.
 
 What to run next is the batcher's decision, how to run it the pipeline's. Each lane has a thread and, on a
-GPU, a stream of its own: one denoises, one encodes texts and decodes latents beside it. Encoder threads turn
-pixels into files.
+GPU, a stream of its own: one denoises, one encodes texts, decodes latents and makes previews beside it.
+Encoder threads turn pixels into files.
 """
 
 import threading
@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
+import torch
 
 from model.pipeline import Pipeline, Pixels
+from model.preview import Previewer
 from server import __version__
 from server.batcher import ONE_LANE, Batcher, Entry, Lane, Step
 from server.costs import Costs, StepKind, Timed
@@ -25,6 +27,7 @@ from server.protocol import (
     Cancel,
     Done,
     Failed,
+    Previewed,
     Revise,
     Start,
     Stepped,
@@ -36,6 +39,7 @@ from server.protocol import (
 )
 from server.worker.encode import Provenance, encode_image
 from server.worker.meter import Meter
+from server.worker.previews import Moment, Previews, encode_preview
 from server.worker.stages import Stages, Work
 
 ENCODER_THREADS: Final = 2
@@ -58,6 +62,7 @@ class Loop:
     """
 
     pipeline: Pipeline
+    previewer: Previewer
     send: Send
     costs: Costs
     lanes: Sequence[Lane] = BESIDE
@@ -66,6 +71,7 @@ class Loop:
     _stages: Stages = field(init=False)
     _encoders: ThreadPoolExecutor = field(init=False)
     _works: dict[str, Work] = field(default_factory=dict)
+    _previews: Previews = field(default_factory=Previews)
     _meter: Meter = field(default_factory=Meter)
     _monitor: threading.Condition = field(default_factory=threading.Condition)
     _stopping: bool = False
@@ -123,6 +129,9 @@ class Loop:
         try:
             with self.pipeline.stream():
                 while (running := self._begin(lane)) is not None:
+                    if isinstance(running, Moment):
+                        self._preview(running)
+                        continue
                     if running.step.kind is not StepKind.DROP:
                         self._run(running)
                     self._end(running)
@@ -131,10 +140,13 @@ class Loop:
                 self._stopping = True
                 self._monitor.notify_all()
 
-    def _begin(self, lane: Lane) -> "_Running | None":
-        """Wait for the next step of a lane; None means stop."""
+    def _begin(self, lane: Lane) -> "_Running | Moment | None":
+        """Wait for the next step or preview of a lane; None means stop."""
+        makes_previews = lane is self.lanes[-1]
         with self._monitor:
             while not self._stopping:
+                if makes_previews and (moment := self._previews.take(self._works)) is not None:
+                    return moment
                 now = self.clock()
                 if (step := self._batcher.plan(now, lane)) is not None:
                     return _Running(step, [self._works[entry.id] for entry in step.entries], lane, now)
@@ -178,9 +190,34 @@ class Loop:
         with self._monitor:
             leaving = self._batcher.complete(running.step, failed=failed)
             left = [self._works.pop(entry.id) for entry in leaving]
+            if running.step.kind is StepKind.DENOISE:
+                for work in running.works:
+                    self._previews.note(work)
             self._monitor.notify_all()
         for work in left:
             self._leave(work)
+
+    def _preview(self, moment: Moment) -> None:
+        """Make a preview; one that fails is missed by nobody but the log."""
+        try:
+            pixels = self.previewer.preview(moment.sample)
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            log.exception("preview_failed", image=moment.request.id)
+        else:
+            self._encoders.submit(self._send_preview, moment, pixels)
+
+    def _send_preview(self, moment: Moment, pixels: Pixels) -> None:
+        with self._monitor:
+            if moment.request.id not in self._works or moment.is_late:
+                return
+        try:
+            preview = encode_preview(pixels, moment, self._provenance(moment.request))
+        except Exception:  # nobody looks at this thread's result
+            log.exception("preview_failed", image=moment.request.id)
+        else:
+            self.send(Previewed(id=moment.request.id, preview=preview))
 
     def _leave(self, work: Work) -> None:
         """Answer a picture that left the plan, a finished one from an encoder thread."""

@@ -81,7 +81,7 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         ({"n": 0}, "n"),
         ({"output_format": "gif"}, "output_format"),
         ({"background": "transparent"}, "background"),
-        ({"stream": True}, "stream"),
+        ({"stream": True, "partial_images": 4}, "partial_images"),
         ({"extra_body": {"seed": -1}}, "seed"),
         ({"extra_body": {"width": 100}}, "width"),
         ({"extra_body": {"num_inference_steps": "four"}}, "num_inference_steps"),

@@ -2,6 +2,7 @@
 
 Prompts: `sleep S`, `step S` (the same after a step that is over), `die`, `fail`, `hang`, `garbage`,
 `oversized`, `other id`, `twice`, `die once PATH`; `half` tells of two steps and of no end;
+`show` tells of two steps, and of a preview between them where one is asked for;
 `late` with a deadline is dropped for it just when a later one comes in; `meet PATH` stays outside of any
 step, and is answered where the path exists and four such pictures are in hand at once.
 A picture's bytes name its id, seed and size, so that a mix-up shows.
@@ -17,12 +18,13 @@ from pathlib import Path
 import msgspec
 
 from server.costs import CostTable, StepKind
-from server.generation import Image, ImageRequest, Timings
+from server.generation import Image, ImageRequest, Preview, Timings
 from server.protocol import (
     Cancel,
     Done,
     Failed,
     Fatal,
+    Previewed,
     Ready,
     Revise,
     Start,
@@ -82,6 +84,14 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
                     Stepped(kind="denoise", lane=threading.get_ident(), images=1, tokens=256, seconds=0.1)
                 )
             return
+        case "show":
+            for step in (1, 2):
+                lane = threading.get_ident()
+                connection.send(Stepping(lane=lane, ids=[request.id]))
+                connection.send(Stepped(kind=StepKind.DENOISE, lane=lane, images=1, tokens=256, seconds=0.1))
+                if step in request.previews:
+                    preview = Preview(index=0, step=step, data=b"soon", content_type="image/png")
+                    connection.send(Previewed(id=request.id, preview=preview))
         case "late" if request.deadline_s is not None:
             return
         case "garbage":

@@ -20,10 +20,12 @@ def test_a_request_is_cut_into_its_pictures() -> None:
         embed_prompt=True,
         priority=Priority.HIGH,
         deadline_s=5.0,
+        previews=1,
     )
     images = request.images()
     assert [(image.id, image.seed) for image in images] == [("r/0", 40), ("r/1", 41), ("r/2", 42)]
-    own = {"id", "seed", "num_images"}
+    own = {"id", "seed", "num_images", "previews"}
+    assert all(image.previews == (2,) for image in images)
     shared = [name for name in GenerationRequest.__struct_fields__ if name not in own]
     assert all(getattr(image, name) == getattr(request, name) for image in images for name in shared)
 

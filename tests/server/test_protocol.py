@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.costs import CostTable, StepKind
-from server.generation import GenerationRequest, Image, Priority, Timings
+from server.generation import GenerationRequest, Image, Preview, Priority, Timings
 from server.protocol import (
     FRAME_HEADER,
     MAX_TO_WORKER_BYTES,
@@ -17,6 +17,7 @@ from server.protocol import (
     Done,
     Failed,
     Fatal,
+    Previewed,
     ProtocolError,
     Ready,
     Revise,
@@ -54,6 +55,7 @@ TO_FRONT: list[ToFront] = [
     Ready(model=MODEL, costs=CostTable(row_s=1e-5, ratios={"denoise 256x256": 1.25}, max_rows=7)),
     Stepped(kind=StepKind.DENOISE, lane=0, images=2, tokens=512, seconds=0.5, efficiency=0.9),
     Stepping(lane=0, ids=["a/0"]),
+    Previewed(id="r/0", preview=Preview(index=0, step=1, data=b"\xff", content_type="image/png")),
     Done(id="r/0", image=IMAGE),
     Failed(id="r/0", code="generation_failed", message="no"),
     CacheReport(hits=1, misses=2, size_bytes=3),

@@ -1,7 +1,7 @@
 """An engine without workers, behind the real application on a real socket: what the HTTP edge is tested with.
 
-What it does is asked for in the prompt: the name of an error of `FAILURES` raises it, `wait` never ends,
-`hold` ends when it is released.
+What it does is asked for in the prompt: the name of an error of `FAILURES` raises it, `then` and such a name
+raises it after a step, `wait` never ends, `hold` ends when it is released.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from server.errors import (
     ServerError,
     WorkerLost,
 )
+from server.events import Advanced
 from server.generation import (
     Forecast,
     GenerationRequest,
@@ -38,8 +39,10 @@ from server.generation import (
     Image,
     ImageRequest,
     ModelInfo,
+    Preview,
     Priority,
     Timings,
+    preview_steps,
 )
 from server.http.connection import Connection
 from server.idempotency import Answers
@@ -75,6 +78,7 @@ STATS = EngineStats(
     ),
     [WorkerStats(State.READY, "cpu", backlog_s=2.5, in_hand=4, sizes=["256x256", "512x256"], restarts=1)],
 )
+PREVIEW = b"how it may look"
 TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, encode_s=0.005, total_s=0.015)
 
 
@@ -128,6 +132,11 @@ class FakeEngine:
             await asyncio.sleep(0.005)
         if error := FAILURES.get(request.prompt):
             raise error
+        for number in range(request.num_images):
+            watch.listen(number, Forecast(position=number, finish_s=0.5))
+            watch.listen(number, Advanced(step=1, steps=request.steps))
+        if error := FAILURES.get(request.prompt.removeprefix("then ")):
+            raise error
         if request.prompt == "wait":
             self.held[request.id] = asyncio.get_running_loop().create_future()
             try:
@@ -135,11 +144,18 @@ class FakeEngine:
             finally:
                 self.cancelled.append(request)
         cached, joined = self.found
+        images = [picture(image) for image in request.images()]
+        for number, image in enumerate(images):
+            for index, step in enumerate(preview_steps(request.steps, request.previews)):
+                watch.listen(
+                    number, Preview(index=index, step=step, data=PREVIEW, content_type=image.content_type)
+                )
+            watch.listen(number, image)
         return GenerationResult(
             id=request.id,
             model=self.model.name,
             steps=request.steps,
-            images=[picture(image) for image in request.images()],
+            images=images,
             timings=TIMINGS,
             created=int(time.time()),
             cached=cached,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from server.http.event_stream import written
+from server.http.event_stream import formatted, kept_alive
 
 
 def test_a_quiet_stream_has_comments_between_its_events() -> None:
@@ -16,7 +16,7 @@ def test_a_quiet_stream_has_comments_between_its_events() -> None:
             yield {"number": 2}
 
         seen = []
-        async for piece in written(events(), quiet_s=0.001):
+        async for piece in kept_alive(formatted(events()), quiet_s=0.001):
             seen.append(piece)
             if piece.startswith(b":"):
                 go_on.set()
@@ -39,7 +39,7 @@ def test_who_stops_reading_ends_the_events() -> None:
             ended.append(True)
 
     async def read_one() -> None:
-        stream = written(events(), quiet_s=0.001)
+        stream = kept_alive(formatted(events()), quiet_s=0.001)
         assert await anext(stream) == b"data: 1\n\n"
         await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]

@@ -140,7 +140,7 @@ def test_models_with_and_without_a_slash(api: openai.OpenAI, client: httpx.Clien
         ({"output_format": "svg"}, "output_format"),
         ({"output_compression": 101}, "output_compression"),
         ({"background": "transparent"}, "background"),
-        ({"stream": True}, "stream"),
+        ({"partial_images": 4}, "partial_images"),
         ({"extra_body": {"steps": "four"}}, "steps"),
         ({"extra_body": {"step": 0}}, "step"),
         ({"extra_body": {"true_cfg_scale": 21}}, "true_cfg_scale"),

@@ -17,6 +17,7 @@ from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.generate import EMBEDDED_MODEL
 from model.layout import Numerics
 from model.pipeline import Pipeline, PipelineInfo, Pixels
+from model.preview import Previewer
 from model.sampling import Sample
 from server.batcher import Lane
 from server.costs import Costs, CostTable
@@ -99,6 +100,12 @@ class FakePipeline:
 
 
 @dataclass
+class FakePreviewer:
+    def preview(self, sample: FakeSample) -> Pixels:
+        return np.full((2, 2, 3), sample.steps, np.uint8)
+
+
+@dataclass
 class World:
     pipeline: FakePipeline
     loop: Loop
@@ -131,7 +138,13 @@ class World:
 
 
 @contextmanager
-def running(pipeline: FakePipeline | None = None, *, paused: bool = False) -> Iterator[World]:
+def running(
+    pipeline: FakePipeline | None = None,
+    *,
+    previewer: FakePreviewer | None = None,
+    paused: bool = False,
+    in_turn: bool = False,
+) -> Iterator[World]:
     arrived = threading.Condition()
     sent: list[ToFront] = []
 
@@ -141,7 +154,13 @@ def running(pipeline: FakePipeline | None = None, *, paused: bool = False) -> It
             arrived.notify_all()
 
     pipeline = pipeline or FakePipeline()
-    loop = Loop(pipeline=cast(Pipeline, pipeline), send=send, costs=Costs.of(LAUNCH_BOUND))
+    loop = Loop(
+        pipeline=cast(Pipeline, pipeline),
+        previewer=cast(Previewer, previewer or FakePreviewer()),
+        send=send,
+        costs=Costs.of(LAUNCH_BOUND),
+        lanes=IN_TURN if in_turn else BESIDE,
+    )
     world = World(pipeline, loop, sent, arrived)
     if not paused:
         world.pipeline.gate.set()
@@ -501,7 +520,13 @@ def hear(
         if sum(isinstance(each, Done | Failed) for each in sent) == requests:
             loop.receive(Stop())
 
-    loop = Loop(pipeline=cast(Pipeline, pipeline), send=send, costs=Costs.of(costs), lanes=lanes)
+    loop = Loop(
+        pipeline=cast(Pipeline, pipeline),
+        previewer=cast(Previewer, FakePreviewer()),
+        send=send,
+        costs=Costs.of(costs),
+        lanes=lanes,
+    )
     for message in messages:
         loop.receive(message)
     loop.run()
