@@ -107,7 +107,8 @@ def test_every_command_has_help(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [module, "--help"])
-    monkeypatch.delitem(sys.modules, module, raising=False)  # it is run, not imported
+    for name in (module, f"{module}.__main__"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # it is run, not imported
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert "usage: python -m " + module in capsys.readouterr().out

@@ -5,6 +5,7 @@ Prompts: `sleep S`, `step S` (the same after a step that is over), `die`, `fail`
 `show` tells of two steps, and of a preview between them where one is asked for;
 `late` with a deadline is dropped for it just when a later one comes in; `meet PATH` stays outside of any
 step, and is answered where the path exists and four such pictures are in hand at once.
+The model `refused` is none, `stillborn` kills, `after PATH` is loaded when the path exists.
 A picture's bytes name its id, seed and size, so that a mix-up shows.
 """
 
@@ -120,6 +121,9 @@ def main() -> None:
     if start.model == "refused":
         connection.send(Fatal(message="the checkpoint is bad"))
         return
+    if start.model.startswith("after "):
+        while not Path(start.model.removeprefix("after ")).exists():
+            time.sleep(0.01)
     if start.model == "stillborn":
         os._exit(1)
     model = msgspec.structs.replace(MODEL, device=start.device)

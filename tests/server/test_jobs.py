@@ -206,12 +206,17 @@ def test_jobs_that_were_in_hand_at_the_end_run_after_the_restart(tmp_path: Path)
 
 def test_jobs_are_taken_in_while_the_model_is_being_loaded(tmp_path: Path) -> None:
     async def story() -> None:
-        async with engine_on(ready=False) as engine, jobs_on(engine, tmp_path) as jobs:
+        loaded = tmp_path / "loaded"
+        async with (
+            engine_on(f"after {loaded}", ready=False) as engine,
+            jobs_on(engine, tmp_path) as jobs,
+        ):
             accepted = await jobs.submit(job(steps=0, max_sequence_length=0))
             assert accepted.state is JobState.STARTING
             assert jobs.position(accepted.key) == 0
             behind = await jobs.submit(job())
             assert jobs.position(behind.key) == 1
+            loaded.touch()
             assert (await jobs.wait(behind.key, 20)).state is JobState.SUCCEEDED
 
     run(story)
