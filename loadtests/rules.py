@@ -178,6 +178,7 @@ def _admit(number: int, request: Request, admission: Admission, devices: int, se
         steps=request.steps,
         max_sequence_length=request.txt_rows,
         priority=request.priority,
+        key=request.key,
     )
     try:
         (served.admitted[number],) = admission.admit(
