@@ -1,6 +1,7 @@
 """Requests as a simulation needs them: drawn from a seed, or read from a recorded trace."""
 
 import csv
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from loadtests.traffic import Share, bursty
+from loadtests.traffic import SIDES, Share, bursty
 from server.costs import Shape
 from server.generation import Priority
 
@@ -73,7 +74,7 @@ def _rows(reader: "csv.DictReader[str]", path: Path, txt_rows: int) -> Iterator[
         )
     for number, row in enumerate(reader, 2):
         try:
-            yield Request(
+            request = Request(
                 float(row["arrived_s"]),
                 int(row["width"]),
                 int(row["height"]),
@@ -83,5 +84,20 @@ def _rows(reader: "csv.DictReader[str]", path: Path, txt_rows: int) -> Iterator[
                 key=row.get("key") or "",
                 deadline_s=float(row["deadline_s"]) if row.get("deadline_s") else None,
             )
+            _check(request)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
+        yield request
+
+
+def _check(request: Request) -> None:
+    """Raise `ValueError` for what a server would refuse, or could never finish."""
+    if not math.isfinite(request.arrived_s):
+        raise ValueError(f"arrived_s {request.arrived_s}; allowed: seconds")
+    for name, side in (("width", request.width), ("height", request.height)):
+        if side not in SIDES:
+            raise ValueError(f"{name} {side}; allowed: multiples of 16 from {SIDES[0]} to {SIDES[-1]}")
+    if request.steps < 1:
+        raise ValueError(f"steps {request.steps}; allowed: 1 and more")
+    if request.deadline_s is not None and not request.deadline_s > 0:
+        raise ValueError(f"deadline_s {request.deadline_s}; allowed: seconds above 0")

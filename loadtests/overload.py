@@ -82,7 +82,7 @@ def overload(server: Server, factor: float, seconds: float, deadline_s: float, r
     body: dict[str, object] = {"deadline_ms": round(1000 * deadline_s)}
     outcomes = asyncio.run(offer(server.url, traffic, body=body))
     ended = time.monotonic()
-    while _alone(server.url, rng) > BACK_TO_NORMAL * quantile(alone_s, 50):
+    while not _alone(server.url, rng) <= BACK_TO_NORMAL * quantile(alone_s, 50):  # nan where it failed
         if time.monotonic() - ended > GIVE_UP_S:
             break
     normal_after_s = time.monotonic() - ended

@@ -160,7 +160,7 @@ def serve(requests: Sequence[Request], curve: Curve, *, max_backlog_s: float, de
             while coming and coming[0][1].arrived_s <= now:
                 number, request = coming.popleft()
                 if _admit(number, request, admission, devices, served):
-                    _hand_over(number, request, pool, costs)
+                    _hand_over(number, request, pool, served)
         else:
             now = first.done_s
             _complete(first, admission, served)
@@ -178,6 +178,7 @@ def _admit(number: int, request: Request, admission: Admission, devices: int, se
         steps=request.steps,
         max_sequence_length=request.txt_rows,
         priority=request.priority,
+        key=request.key,
     )
     try:
         (served.admitted[number],) = admission.admit(
@@ -204,7 +205,7 @@ def _complete(device: Device, admission: Admission, served: Served) -> None:
             served.finishes[number] = device.done_s
 
 
-def _hand_over(number: int, request: Request, pool: Sequence[Device], costs: Costs) -> None:
+def _hand_over(number: int, request: Request, pool: Sequence[Device], served: Served) -> None:
     entry = Entry(
         id=str(number),
         width=request.width,
@@ -216,26 +217,21 @@ def _hand_over(number: int, request: Request, pool: Sequence[Device], costs: Cos
         key=request.key,
         deadline_s=None if request.deadline_s is None else request.arrived_s + request.deadline_s,
     )
-    device = pool[0] if len(pool) == 1 else _route(entry, pool, costs)
+    device = pool[0] if len(pool) == 1 else _route(entry, pool, served.admitted)
     device.in_hand[entry.id] = entry
     device.batcher.add(entry)
 
 
-def _route(entry: Entry, pool: Sequence[Device], costs: Costs) -> Device:
+def _route(entry: Entry, pool: Sequence[Device], admitted: Mapping[int, Admitted]) -> Device:
     loads = [
         Load(
             worker=index,
-            backlog_s=sum(_cost_s(each, costs) for each in device.in_hand.values()),
+            backlog_s=sum(admitted[int(number)].left_s for number in device.in_hand),
             sizes=frozenset(each.size for each in device.in_hand.values()),
         )
         for index, device in enumerate(pool)
     ]
-    saved_s = costs.bill(entry.shape, steps=entry.steps).shared_s
-    return pool[choose(loads, size=entry.size, saved_s=saved_s)]
-
-
-def _cost_s(entry: Entry, costs: Costs) -> float:
-    return costs.bill(entry.shape, steps=entry.steps).total_s
+    return pool[choose(loads, size=entry.size, saved_s=admitted[int(entry.id)].bill.shared_s)]
 
 
 def _step_s(step: Step, costs: Costs) -> float:

@@ -66,7 +66,7 @@ class Engine:
     A picture whose worker died is run again. Any picture that was in a running step may be what killed it, so
     these suspects run once more, one at a time and alone on one worker, so that one which kills again takes
     no neighbour with it; other workers go on with everything else. A worker that has work and says nothing
-    for `hang_s` is taken for dead.
+    for `hang_s`, or whose step takes that long, is taken for dead.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class Engine:
         worker.supervisor.send(Submit(image=pending.image_at(now)))
 
     def _hear(self, index: int, message: ToFront) -> None:
-        self._workers[index].quiet_since = asyncio.get_running_loop().time()
+        self._workers[index].quiet_since = now = asyncio.get_running_loop().time()
         match message:
             case Ready(model=model, costs=costs):
                 self._learn(index, model, costs)
@@ -305,7 +305,7 @@ class Engine:
             case Failed(id=image_id, code=code, message=reason):
                 self._settle(index, image_id, from_code(code, reason))
             case Stepping(lane=lane, ids=ids):
-                self._workers[index].begin_step(lane, ids)
+                self._workers[index].begin_step(lane, ids, now)
             case Stepped():
                 self._end_step(index, message)
             case Previewed():
@@ -330,7 +330,8 @@ class Engine:
             log.debug("answer_without_question", worker=index, image=image_id)
         elif isinstance(answer, DeadlineExceeded) and pending.prolonged:
             # It was dropped before the worker heard that somebody has more time.
-            pending.worker, pending.attempts = None, pending.attempts - 1
+            pending.worker, pending.attempts, pending.began = None, pending.attempts - 1, False
+            self._admission.restart(pending.admitted)
             self._waiting.appendleft(pending)
         else:
             if isinstance(answer, Image):

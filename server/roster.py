@@ -12,7 +12,16 @@ from server.admission import Admission, Admitted
 from server.costs import StepKind
 from server.errors import ServerError
 from server.events import Advanced, Event, Hear, Listener, ignore, ignore_all
-from server.generation import URGENCY, Forecast, GenerationRequest, Image, ImageRequest, Priority
+from server.generation import (
+    URGENCY,
+    Forecast,
+    GenerationRequest,
+    Image,
+    ImageRequest,
+    Preview,
+    Priority,
+    preview_steps,
+)
 from server.protocol import Previewed, Revise, Stepped
 from server.router import Load
 from server.supervisor import State, Supervisor
@@ -113,6 +122,12 @@ class Pending:
         for waiter in self.waiters:
             waiter.hear(event)
 
+    def show(self, preview: Preview) -> None:
+        """Hand a preview to those who asked for one after its step: who joined may have asked for others."""
+        for waiter in self.waiters:
+            if preview.step in waiter.previews:
+                waiter.hear(msgspec.structs.replace(preview, index=waiter.previews.index(preview.step)))
+
     def settle(self, answer: Image | ServerError) -> None:
         """Give all who wait the same answer; from here on nobody joins them."""
         self.settled, self.finished = True, isinstance(answer, Image)
@@ -128,6 +143,7 @@ class Waiter:
     key: str  # the name of the API key that it came with
     answer: "asyncio.Future[Image]"
     watch: Watch
+    previews: tuple[int, ...] = ()  # after which steps it asked for one
     pending: Pending | None = None
     joined: bool = False  # the picture was being made for another request
     hear: Hear = ignore
@@ -142,6 +158,14 @@ class Waiter:
             self.hear(answer)
 
 
+@dataclass(frozen=True, slots=True)
+class RunningStep:
+    """A step that has begun: its pictures, and since when, on the loop's clock."""
+
+    ids: list[str]
+    began: float
+
+
 @dataclass(eq=False, slots=True)
 class Worker:
     """A supervised process and the pictures that it has in hand."""
@@ -149,29 +173,40 @@ class Worker:
     supervisor: Supervisor
     in_hand: dict[str, Pending] = field(default_factory=dict)
     owed: set[str] = field(default_factory=set)  # cancelled, and not yet said to be forgotten
-    stepping: dict[int, list[str]] = field(default_factory=dict)  # the pictures of the running step, by lane
+    stepping: dict[int, RunningStep] = field(default_factory=dict)  # by lane
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
     def previewed(self, previewed: Previewed) -> None:
-        """Hand a preview to those who wait for its picture."""
+        """Hand on a preview, unless nobody wants its picture any more."""
         if pending := self.in_hand.get(previewed.id):
-            pending.tell(previewed.preview)
+            pending.show(previewed.preview)
 
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""
         return bool(self.in_hand or self.owed)
 
-    def begin_step(self, lane: int, ids: list[str]) -> None:
+    def hangs(self, now: float, *, hang_s: float) -> bool:
+        """Whether a step has been running for longer than that, or it has work and said nothing for so long.
+
+        While one lane hangs another may go on, and so does whoever takes in messages: neither is a sign that
+        the step will end.
+        """
+        if any(now - step.began > hang_s for step in self.stepping.values()):
+            return True
+        return self.owes_an_answer() and now - self.quiet_since > hang_s
+
+    def begin_step(self, lane: int, ids: list[str], now: float) -> None:
         """Note which pictures are in the step that begins on a lane."""
-        self.stepping[lane] = ids
+        self.stepping[lane] = RunningStep(ids, now)
         for image_id in ids:
             if pending := self.in_hand.get(image_id):
                 pending.begin()
 
     def end_step(self, stepped: Stepped) -> list[Pending]:
         """Return the pictures of the step that is over on a lane, but for those nobody wants any more."""
-        ids = self.stepping.pop(stepped.lane, [])
+        step = self.stepping.pop(stepped.lane, None)
+        ids = () if step is None else step.ids
         ended = [self.in_hand[image_id] for image_id in ids if image_id in self.in_hand]
         for pending in ended:
             if stepped.kind is StepKind.DENOISE:
@@ -180,7 +215,7 @@ class Worker:
 
     def in_a_step(self) -> set[str]:
         """Return the ids of the pictures whose step has begun and is not over."""
-        return {image_id for ids in self.stepping.values() for image_id in ids}
+        return {image_id for step in self.stepping.values() for image_id in step.ids}
 
     @property
     def backlog_s(self) -> float:
@@ -214,13 +249,14 @@ def refusal_of(workers: Sequence[Worker]) -> str:
 
 
 async def end_hanging(workers: Sequence[Worker], *, hang_s: float) -> None:
-    """Kill workers that have work and stay silent; their death is then handled like any other."""
+    """Kill workers that hang; their death is then handled like any other."""
     while True:
         await asyncio.sleep(hang_s / 4)
         now = asyncio.get_running_loop().time()
         for index, worker in enumerate(workers):
-            if worker.owes_an_answer() and now - worker.quiet_since > hang_s:
-                log.error("worker_hangs", worker=index, images=[*worker.in_hand, *worker.owed])
+            if worker.hangs(now, hang_s=hang_s):
+                images = sorted({*worker.in_hand, *worker.owed, *worker.in_a_step()})
+                log.error("worker_hangs", worker=index, images=images)
                 worker.supervisor.kill()
 
 
@@ -243,7 +279,8 @@ def _is_hopeless(supervisor: Supervisor) -> bool:
 
 def wait_for(picture: Image | Pending, request: GenerationRequest, watch: Watch) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future(), watch)
+    previews = preview_steps(request.steps, request.previews)
+    waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future(), watch, previews)
     if isinstance(picture, Image):
         waiter.settle(picture)
     else:

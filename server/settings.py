@@ -180,7 +180,8 @@ class Settings(BaseSettings):
     ] = False
     drain_s: Annotated[float, Field(description="seconds that SIGTERM leaves to admitted work", ge=0)] = 30.0
     hang_s: Annotated[
-        float, Field(description="seconds without a sign of life after which a busy worker is replaced", gt=0)
+        float,
+        Field(description="seconds of one step, or of silence, after which a busy worker is replaced", gt=0),
     ] = 300.0
     conditioning_cache_mb: Annotated[
         int, Field(description="bound of the prompt conditioning cache per worker, MiB; 0 turns it off", ge=0)

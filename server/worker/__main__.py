@@ -40,7 +40,7 @@ from server import logs
 from server.batcher import Lane
 from server.costs import Costs, Shape
 from server.generation import ModelInfo
-from server.protocol import Fatal, ProtocolError, Ready, Start
+from server.protocol import Fatal, Ready, Start
 from server.worker.calibrate import calibrated, keep
 from server.worker.connection import Connection
 from server.worker.loop import BESIDE, IN_TURN, Loop
@@ -137,11 +137,12 @@ def _lanes(start: Start) -> Sequence[Lane]:
 
 
 def _receive(connection: Connection, loop: Loop) -> None:
-    """Feed the loop; when the front end is gone or talks nonsense there is nobody left to work for."""
+    """Feed the loop. When the front end is gone or talks nonsense there is nobody left to work for, and who
+    does not understand it any more would sit there deaf."""
     try:
         for message in connection.messages():
             loop.receive(message)
-    except (OSError, ProtocolError):
+    except Exception:
         log.exception("connection_lost")
         logs.flush()
     os._exit(0)

@@ -159,11 +159,11 @@ class Loop:
         lane = self.lanes.index(running.lane)
         self.send(Stepping(lane=lane, ids=[entry.id for entry in step.entries]))
         with self._monitor:
-            self._meter.begin(lane, running.began_s)
+            self._meter.begin(lane, self.clock())
         smooth = self._stages.run(step.kind, works)
-        now = self.clock()
         shapes = tuple(entry.shape for entry in step.entries)
         with self._monitor:
+            now = self.clock()  # asked here, so that no lane tells the meter of a time before another's
             device_s = self._meter.end(lane, now)
             efficiency = self.costs.efficiency(shapes) if step.kind is StepKind.DENOISE else None
             if smooth:

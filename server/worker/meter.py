@@ -25,6 +25,7 @@ class Meter:
         return self._taken_s.pop(lane)
 
     def _advance(self, now: float) -> None:
+        assert now >= self._now or not self._taken_s, "steps are told of in the order in which they happen"
         for lane in self._taken_s:
             self._taken_s[lane] += (now - self._now) / len(self._taken_s)
         self._now = now

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -118,6 +119,15 @@ def test_forecasts_are_right_within_a_factor_of_two_most_of_the_time(load: float
     assert float(str(report["forecast_within_2x"])) >= 0.75
 
 
+def test_a_key_with_one_request_is_forecast_its_own_turn() -> None:
+    crowd = [Request(number * 1e-3, 1024, 1024, txt_rows=256, key="many") for number in range(50)]
+    forecast_s = {}
+    for key in ("one", "many"):
+        asked = [*crowd, Request(0.1, 1024, 1024, txt_rows=256, key=key)]
+        forecast_s[key] = serve(asked, FLUX, max_backlog_s=math.inf).admitted[50].forecast_s
+    assert forecast_s["one"] < 0.5 * forecast_s["many"]
+
+
 def test_more_devices_serve_a_trace_sooner(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     lines = [f"{number / 20},1024,1024,4,{('high', '')[number % 2]}" for number in range(200)]
@@ -132,11 +142,19 @@ def test_more_devices_serve_a_trace_sooner(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [("0,abc,512", "line 2.*abc"), ("0,512", "line 2"), ("0,512,512,4,urgent", "line 2.*urgent")],
+    [
+        ("0,abc,512", "line 2.*abc"),
+        ("0,512", "line 2"),
+        ("0,512,512,4,urgent", "line 2.*urgent"),
+        ("nan,512,512,4", "line 2: arrived_s nan"),
+        ("0,512,100,4", "line 2: height 100; allowed: multiples of 16"),
+        ("0,512,512,0", "line 2: steps 0; allowed: 1 and more"),
+        ("0,512,512,4,low,-1", "line 2: deadline_s -1.0"),
+    ],
 )
 def test_a_trace_that_makes_no_sense_is_refused_by_line(tmp_path: Path, line: str, reason: str) -> None:
     trace = tmp_path / "trace.csv"
-    trace.write_text(f"arrived_s,width,height,steps,priority\n{line}\n")
+    trace.write_text(f"arrived_s,width,height,steps,priority,deadline_s\n{line}\n")
     with pytest.raises(ValueError, match=reason):
         read_trace(trace, txt_rows=0)
 
@@ -170,7 +188,15 @@ def test_the_command_prints_one_json_object_with_a_key_per_rule() -> None:
 
 
 def test_arguments_that_make_no_sense_end_with_a_line_and_status_2() -> None:
-    for wrong in (["--compare", "--mix", "5:1"], ["--trace", "/nowhere"], ["--compare", "--curve", "none"]):
+    numbers = [
+        ["--seeds", "0"],
+        ["--requests", "1"],
+        ["--load", "0"],
+        ["--burstiness", "nan"],
+        ["--keys", "1,0"],
+    ]
+    others = (["--mix", "5:1"], ["--curve", "none"])
+    for wrong in (["--trace", "/nowhere"], *(["--compare", *each] for each in (*numbers, *others))):
         ended = subprocess.run(
             [sys.executable, "-m", "loadtests.simulate", *wrong], cwd=ROOT, capture_output=True, text=True
         )

@@ -3,8 +3,9 @@
 Prompts: `sleep S`, `step S` (the same after a step that is over), `die`, `fail`, `hang`, `garbage`,
 `oversized`, `other id`, `twice`, `die once PATH`; `half` tells of two steps and of no end;
 `show` tells of two steps, and of a preview between them where one is asked for;
-`late` with a deadline is dropped for it just when a later one comes in; `meet PATH` stays outside of any
-step, and is answered where the path exists and four such pictures are in hand at once.
+`late S` with a deadline is dropped for it, after a step, just when a later one comes in, else it sleeps;
+`meet PATH` stays outside of any step, and is answered where the path exists and four such pictures are in
+hand at once.
 The model `refused` is none, `stillborn` kills, `after PATH` is loaded when the path exists.
 A picture's bytes name its id, seed and size, so that a mix-up shows.
 """
@@ -53,6 +54,11 @@ def picture(request: ImageRequest) -> Image:
     )
 
 
+def end_step(connection: Connection) -> None:
+    lane = threading.get_ident()
+    connection.send(Stepped(kind=StepKind.DECODE, lane=lane, images=1, tokens=256, seconds=0.01))
+
+
 def answer(connection: Connection, end: socket.socket, request: ImageRequest, cancelled: set[str]) -> None:
     word, _, rest = request.prompt.partition(" ")
     if word != "meet":
@@ -65,9 +71,7 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
         case "sleep":
             time.sleep(float(rest))
         case "step":
-            lane = threading.get_ident()
-            stepped = Stepped(kind=StepKind.DECODE, lane=lane, images=1, tokens=256, seconds=0.01)
-            connection.send(stepped)
+            end_step(connection)
             time.sleep(float(rest))
         case "die":
             marker = Path(rest.removeprefix("once ")) if rest else None
@@ -77,7 +81,7 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
                 os._exit(1)
             time.sleep(0.5)
         case "hang":
-            return
+            threading.Event().wait()  # in its lane, which nobody else gets
         case "half":
             for _ in range(2):
                 connection.send(Stepping(lane=threading.get_ident(), ids=[request.id]))
@@ -91,10 +95,14 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
                 connection.send(Stepping(lane=lane, ids=[request.id]))
                 connection.send(Stepped(kind=StepKind.DENOISE, lane=lane, images=1, tokens=256, seconds=0.1))
                 if step in request.previews:
-                    preview = Preview(index=0, step=step, data=b"soon", content_type="image/png")
+                    index = request.previews.index(step)
+                    preview = Preview(index=index, step=step, data=b"soon", content_type="image/png")
                     connection.send(Previewed(id=request.id, preview=preview))
         case "late" if request.deadline_s is not None:
+            end_step(connection)
             return
+        case "late":
+            time.sleep(float(rest or 0))
         case "garbage":
             end.sendall(b"\x00\x00\x00\x05nonse")
             return
@@ -102,12 +110,15 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
             end.sendall(b"\xff\xff\xff\xff")
             return
         case "fail":
+            end_step(connection)
             connection.send(Failed(id=request.id, code="generation_failed", message="it was asked to fail"))
             return
         case "other":
             connection.send(Done(id="another/0", image=picture(request)))
         case "twice":
             connection.send(Done(id=request.id, image=picture(request)))
+    if word not in ("meet", "step", "show"):
+        end_step(connection)
     if request.id not in cancelled:
         connection.send(Done(id=request.id, image=picture(request)))
 
@@ -133,7 +144,7 @@ def main() -> None:
     for message in messages:
         match message:
             case Submit(image=request):
-                if request.prompt == "late" and request.deadline_s is not None:
+                if request.prompt.startswith("late") and request.deadline_s is not None:
                     late.add(request.id)
                 arguments = (connection, end, request, cancelled)
                 threading.Thread(target=answer, args=arguments, daemon=True).start()

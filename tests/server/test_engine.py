@@ -324,6 +324,19 @@ def test_a_worker_that_hangs_is_replaced() -> None:
     run(story)
 
 
+def test_a_worker_with_a_step_that_hangs_is_replaced_though_others_go_on() -> None:
+    """Other lanes still end their steps, and the reader still says that it forgot what was cancelled."""
+
+    async def story() -> None:
+        async with engine_on(hang_s=0.5) as engine, asyncio.timeout(20):
+            first = await worker_pid(engine)
+            assert await ask(engine, request("hang", deadline_s=0.1)) == DeadlineExceeded.code
+            while engine._workers[0].supervisor.pid == first:
+                assert await ask(engine, request()) == "ok"
+
+    run(story)
+
+
 def test_the_same_request_id_twice_is_two_requests() -> None:
     async def story() -> None:
         async with engine_on() as engine:

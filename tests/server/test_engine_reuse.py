@@ -239,9 +239,10 @@ def test_a_run_that_waits_for_a_worker_is_handed_over_as_the_most_urgent_wants_i
 def test_a_run_that_was_dropped_too_early_for_one_who_joined_is_run_again() -> None:
     async def story() -> None:
         async with engine_on() as engine:
-            hasty = asking(engine, "late", deadline_s=10.0)
-            await until(lambda: engine.stats().in_hand == 1)
-            patient = asking(engine, "late")
+            hasty = asking(engine, "late 0.5", deadline_s=10.0)
+            await until(lambda: engine.stats().in_hand == 1 and engine.stats().backlog_s == 0)
+            patient = asking(engine, "late 0.5")
+            await until(lambda: engine.stats().backlog_s == pytest.approx(0.01))
             (_, joined) = await gather(hasty, patient)
             assert joined.joined == 1
 

@@ -85,6 +85,27 @@ def test_all_who_wait_for_a_run_hear_of_it() -> None:
     run(story)
 
 
+def test_each_hears_of_the_previews_that_it_asked_for() -> None:
+    async def story() -> None:
+        heard = {asked: Heard() for asked in (3, 1, 0)}
+        async with engine_on() as engine:
+            requests = [
+                engine.submit(
+                    request("show", steps=4, previews=asked), Reuse.ALLOWED, Watch(listen=heard[asked])
+                )
+                for asked in heard
+            ]
+            results = await asyncio.gather(*requests)
+        assert [result.joined for result in results] == [0, 1, 1]
+        shown = {
+            asked: [(event.index, event.step) for event in each.of(0) if isinstance(event, Preview)]
+            for asked, each in heard.items()
+        }
+        assert shown == {3: [(0, 1), (1, 2)], 1: [(0, 2)], 0: []}
+
+    run(story)
+
+
 def test_a_failure_is_raised_and_not_told() -> None:
     async def story() -> None:
         heard = Heard()
