@@ -14,7 +14,7 @@ serve: .venv/serve.stamp
 	$(BIN)/python -m server $(ARGS)
 
 test: check clients
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: .venv/test.stamp
 	$(BIN)/ruff format --check .
