@@ -33,7 +33,8 @@ from server.metrics import Metrics
 ATTEMPT_S: Final = 15.0
 ANSWER_BYTES: Final = 64 << 10
 AT_ONCE: Final = 16
-AT_ONCE_PER_HOST: Final = 2  # one that is slow does not take all turns
+AT_ONCE_PER_OWNER: Final = 8  # one whose receivers are slow does not take all turns
+AT_ONCE_PER_HOST: Final = 2
 MAX_ATTEMPTS: Final = 10
 FIRST_RETRY_S: Final = 2.0
 LONGEST_RETRY_S: Final = 3600.0
@@ -105,6 +106,7 @@ class Webhooks:
         self._secret = b""
         self._calls: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._turns_at: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._orders: WeakValueDictionary[JobKey, asyncio.Lock] = WeakValueDictionary()
         self._pool: httpcore.AsyncConnectionPool | None = None
@@ -230,13 +232,16 @@ class Webhooks:
 
     @asynccontextmanager
     async def _turn(self, delivery: Delivery) -> AsyncIterator[None]:
-        """Wait for a turn: calls of one job one after the other, a few at a time for one host and for all."""
+        """Wait for a turn: calls of one job one after the other, a few at once for a host, an owner, all."""
         webhook = delivery.job.webhook
         assert webhook is not None, "only jobs with a webhook owe calls"
         host = urlsplit(webhook.url).hostname or ""
         order = self._orders.setdefault(delivery.job.key, asyncio.Lock())
         turns_here = self._turns_at.setdefault(host, asyncio.Semaphore(AT_ONCE_PER_HOST))
-        async with order, turns_here, self._turns:
+        turns_of_owner = self._turns_of.setdefault(
+            delivery.job.key.owner, asyncio.Semaphore(AT_ONCE_PER_OWNER)
+        )
+        async with order, turns_here, turns_of_owner, self._turns:
             yield
 
 

@@ -18,7 +18,15 @@ from server.errors import InvalidRequest
 from server.job import Job, JobKey, JobState, Webhook
 from server.job_store import Delivery, JobStore
 from server.metrics import Metrics
-from server.webhooks import MAX_ATTEMPTS, Webhooks, deliveries_of, retry_after_s, signature
+from server.webhooks import (
+    AT_ONCE,
+    ATTEMPT_S,
+    MAX_ATTEMPTS,
+    Webhooks,
+    deliveries_of,
+    retry_after_s,
+    signature,
+)
 from tests.server.test_engine import request
 
 NOW = 1_800_000_000.0
@@ -211,6 +219,33 @@ def test_a_fault_of_ours_is_tried_again(tmp_path: Path) -> None:
         assert attempts(metrics, "failed") == 1
         await webhooks.stop()
         store.close()
+
+    run(story)
+
+
+def test_one_whose_receivers_are_slow_does_not_hold_up_another(tmp_path: Path) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def story() -> None:
+        store = JobStore(tmp_path / "jobs.sqlite")
+        store.open()
+        slow = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+        async with slow, receiving(OK) as receiver:
+            port = slow.sockets[0].getsockname()[1]
+            urls = [("me", f"http://slow-{number}:{port}") for number in range(2 * AT_ONCE)]
+            for owner, url in [*urls, ("you", f"http://127.0.0.1:{receiver.port}")]:
+                wanted = job(url, "completed", name=url)
+                wanted = msgspec.structs.replace(wanted, key=JobKey("replicate", owner, url))
+                assert store.add(wanted)
+                done = msgspec.structs.replace(wanted, state=JobState.SUCCEEDED, completed_s=NOW)
+                assert store.move(done, deliveries_of(done, now=0.0))
+            async with calling(store, resolve=resolve), asyncio.timeout(ATTEMPT_S / 2):
+                await receiver.came.wait()
 
     run(story)
 
