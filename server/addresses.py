@@ -8,6 +8,8 @@ the caller connects to the very address that was checked, so that no second answ
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -15,6 +17,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
+AT_ONCE: Final = 8  # names that are being resolved
 NAT64: Final = IPv6Network("64:ff9b::/96")  # an IPv4 address is in the last 32 bits
 # What Python 3.11 calls global and is not, or what carries another address inside.
 NOT_PUBLIC: Final[tuple[Network, ...]] = tuple(
@@ -36,15 +39,20 @@ ISATAP: Final = (0x00005EFE, 0x02005EFE)  # the upper half of an interface ident
 
 
 class AddressRefused(Exception):
-    """This address is not to be called; the message names the host as the client wrote it."""
+    """This host is not to be called; the message names it as the client wrote it."""
 
 
 class Addresses:
-    """Resolves names to addresses that may be called; `allowed` networks may be, whatever they are."""
+    """Resolves names to addresses that may be called; `allowed` networks may be, whatever they are.
+
+    In threads of its own: a name whose server does not answer holds one for half a minute, and clients choose
+    the names.
+    """
 
     def __init__(self, allowed: Iterable[Network] = (), *, resolve: Resolve | None = None) -> None:
         self._allowed = tuple(allowed)
-        self._resolve = resolve or _getaddrinfo
+        self._resolve = resolve or self._getaddrinfo
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="names")
 
     async def of(self, host: str, port: int) -> list[str]:
         """Return the addresses of `host`, all of them checked.
@@ -52,7 +60,10 @@ class Addresses:
         Raises `AddressRefused` if any of them may not be called: a name that is half inside is a trick.
         Raises `OSError` for a name that does not resolve.
         """
-        found = await self._resolve(host, port)
+        try:
+            found = await self._resolve(host, port)
+        except UnicodeError:
+            raise AddressRefused(f"{host} is no name of a host") from None
         for each in found:
             if not self.may_call(ip_address(each)):
                 raise AddressRefused(f"{host} is an address inside a network that is not to be called")
@@ -64,6 +75,11 @@ class Addresses:
             return True
         inner = _embedded(address)
         return is_public(address) if inner is None else self.may_call(inner)
+
+    async def _getaddrinfo(self, host: str, port: int) -> list[str]:
+        call = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def is_public(address: Address) -> bool:
@@ -86,8 +102,3 @@ def _embedded(address: Address) -> IPv4Address | None:
     if address in NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped
-
-
-async def _getaddrinfo(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))

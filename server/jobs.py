@@ -97,6 +97,9 @@ class Jobs:
             live = self._live[job.key] = _Live(job)
             live.admitted.set()
             live.stored.set()
+            if job.key.owner:
+                self._quotas.enter_again(job.key.owner, self._clock())
+                live.counted.callback(self._quotas.leave, job.key.owner)
             live.running = asyncio.create_task(self._run(live))
         if self._live:
             log.info("jobs_taken_up", jobs=len(self._live))
@@ -207,7 +210,8 @@ class Jobs:
             return await self.get(key)
         if live.accepting is not None:
             await asyncio.shield(live.accepting)
-        if await self._end(live, state=JobState.CANCELED) and live.running is not None:
+        ended = await self._end(live, state=JobState.CANCELED)
+        if ended and live.running is not None and not live.ending:  # what is being kept is dropped there
             live.running.cancel()
         return live.job
 
@@ -278,9 +282,6 @@ class Jobs:
 
     async def _make(self, live: _Live) -> GenerationResult:
         """Run the request; what was accepted is never refused again, it waits until there is room."""
-        if not self._model_is_known():
-            live.admitted.set()
-            await self._engine.wait_ready()
         reuse = Reuse.ALLOWED if live.job.seeded else Reuse.NEVER
 
         def began() -> None:
@@ -289,6 +290,9 @@ class Jobs:
         watch = Watch(admitted=live.admitted.set, began=began)
         while True:
             try:
+                if not self._model_is_known():
+                    live.admitted.set()
+                    await self._engine.wait_ready()
                 request = live.job.request.fitted(self._engine.model)
                 return await self._engine.submit(request, reuse, watch)
             except (Overloaded, NotReady) as refusal:
@@ -361,10 +365,10 @@ class Jobs:
         while True:
             self._purge_soon.clear()
             try:
-                await self._purge_once()
-                if loop.time() - swept_s >= PURGE_S:
+                if loop.time() - swept_s >= PURGE_S:  # first, since a disk that is full takes no statement
                     swept_s = loop.time()
                     await asyncio.to_thread(self._files.sweep)
+                await self._purge_once()
             except (StorageUnavailable, OSError) as fault:
                 log.error("purge_failed", reason=str(fault))
             with suppress(TimeoutError):

@@ -40,8 +40,9 @@ NAME_RULE: Final = "1 to 64 letters, digits, - and _, the first a letter or a di
 DEFAULT_FILE: Final = "keys.toml"
 FILE_VARIABLE: Final = "FLUX_API_KEYS_FILE"
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+MOST: Final = 10**9  # what headers and floats take
+Count = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=MOST)]
 _Signature = tuple[int, int, int]
 
 log = structlog.get_logger(__name__)

@@ -5,6 +5,7 @@ name, brought to the disk and renamed: one that can be named is whole. It expire
 All of it blocks: the event loop calls it in threads.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -75,8 +76,9 @@ class PictureFiles:
         """Remove what has expired, also the pictures of jobs that a killed process never finished."""
         oldest_s = self._clock() - self._lifetime_s
         for path in self._folder.iterdir():
-            if path.stat().st_mtime <= oldest_s:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # it was renamed or dropped meanwhile
+                if path.stat().st_mtime <= oldest_s:
+                    path.unlink()
 
     def _write(self, image: Image) -> StoredImage:
         name = f"{secrets.token_urlsafe(16)}.{EXTENSIONS[image.content_type]}"

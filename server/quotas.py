@@ -4,6 +4,7 @@ Pure: time comes in as an argument, in Unix seconds, so that days are those of U
 by the names of keys, so that a change of the keys file does not begin anew.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -76,13 +77,17 @@ class Quotas:
             use.tokens -= 1
         use.running += 1
 
+    def enter_again(self, name: str, now: float) -> None:
+        """Count in a request that an earlier process let in; it is not refused any more."""
+        self._uses.setdefault(name, _unused(now)).running += 1
+
     def leave(self, name: str) -> None:
         """Count a request out that entered, however it ended."""
         self._uses[name].running -= 1
 
     def spend(self, name: str, device_s: float, now: float) -> None:
         """Charge what was made. What is under way is not counted yet, so that a day may end overdrawn."""
-        use = self._uses.setdefault(name, _Use(0.0, now, _day(now)))
+        use = self._uses.setdefault(name, _unused(now))
         _begin_day(use, now)
         use.device_s += device_s
 
@@ -113,12 +118,17 @@ class Quotas:
     def _use(self, key: Key, now: float) -> _Use:
         """Return a key's use as of now: its bucket holds a minute's requests and is filled steadily."""
         full = float(key.requests_per_minute or 0)
-        use = self._uses.setdefault(key.name, _Use(full, now, _day(now)))
+        use = self._uses.setdefault(key.name, _unused(now))
         passed_s = max(0.0, now - use.at_s)  # clocks are set back
         use.tokens = min(full, use.tokens + passed_s * full / MINUTE_S)
         use.at_s = now
         _begin_day(use, now)
         return use
+
+
+def _unused(now: float) -> _Use:
+    """As of now, with every request that the limit allows, which is not known here."""
+    return _Use(math.inf, now, _day(now))
 
 
 def _limits(key: Key) -> tuple[float | None, int | None, int | None]:

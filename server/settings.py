@@ -7,7 +7,6 @@ errors, so that a misspelt setting never does nothing.
 import ipaddress
 import os
 import sys
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -242,7 +241,7 @@ class Settings(BaseSettings):
     @classmethod
     def _networks_parse(cls, text: str) -> str:
         for each in filter(None, (each.strip() for each in text.split(","))):
-            ip_network(each)
+            ipaddress.ip_network(each)  # raises ValueError with what is wrong
         return text
 
     @property

@@ -58,12 +58,12 @@ class UsageFile:
         today = self.quotas.today(self.clock())
         if today == self._written:
             return
-        self._written = today
         new = self.path.with_suffix(".new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             new.write_bytes(msgspec.json.encode(today))
             new.replace(self.path)
+            self._written = today
         except OSError as error:
             log.warning("usage_not_kept", path=str(self.path), reason=error.strerror)
 

@@ -211,7 +211,9 @@ def cog_router(engine: Engine, jobs: Jobs, leniency: Leniency) -> APIRouter:
         webhook = None
         if body.webhook is not None:
             await jobs.webhooks.check(body.webhook, field="webhook")
-            webhook = Webhook(url=body.webhook, events=tuple(body.webhook_events_filter or get_args(Event)))
+            webhook = Webhook(
+                url=body.webhook, events=tuple({*(body.webhook_events_filter or get_args(Event))})
+            )
         job = Job(
             key=JobKey(DIALECT, key_of(http), name),
             request=request,

@@ -172,8 +172,8 @@ def replicate_router(
         return _json(version_object(version_id[:MAX_NAME_CHARS]))
 
     @router.get("/webhooks/default/secret", summary="The key of webhook signatures", responses=described())
-    async def get_webhook_secret() -> Response:
-        return _json({"key": jobs.webhooks.secret})
+    async def get_webhook_secret(http: Request) -> Response:
+        return _json({"key": jobs.webhooks.secret_of(key_of(http))})
 
     def check(http: Request, name: str, model: ModelInfo, *, field: str) -> None:
         if name != MODEL:
@@ -275,7 +275,9 @@ def _key(http: Request, prediction_id: str) -> JobKey:
 async def checked_webhook(body: PredictionCreate, jobs: Jobs) -> Webhook | None:
     """Return where to call and for what, if the client wants to be called; raises `InvalidRequest`."""
     if url := body.webhook:
-        events = DEFAULT_EVENTS if body.webhook_events_filter is None else tuple(body.webhook_events_filter)
+        events = (
+            DEFAULT_EVENTS if body.webhook_events_filter is None else tuple({*body.webhook_events_filter})
+        )
         await jobs.webhooks.check(url, field="webhook")
         return Webhook(url=url, events=events)
     if url := body.webhook_completed:

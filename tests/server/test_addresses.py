@@ -1,6 +1,8 @@
 """Which addresses may be called, in all the ways in which they can be written and resolved."""
 
 import asyncio
+import socket
+import threading
 from ipaddress import ip_address
 
 import pytest
@@ -75,6 +77,27 @@ def test_networks_may_be_allowed(address: str) -> None:
 )
 def test_a_host_is_what_it_resolves_to_however_it_is_written(host: str) -> None:
     with pytest.raises(AddressRefused):
+        asyncio.run(Addresses().of(host, 80))
+
+
+def test_names_that_do_not_resolve_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: go_on.wait(20))
+
+    async def story() -> None:
+        addresses = Addresses()
+        asked = [asyncio.create_task(addresses.of(f"slow-{number}", 80)) for number in range(100)]
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 5), 10) == 5
+        for each in asked:
+            each.cancel()
+        go_on.set()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_what_cannot_be_a_name_is_refused(host: str) -> None:
+    with pytest.raises(AddressRefused, match="no name of a host"):
         asyncio.run(Addresses().of(host, 80))
 
 

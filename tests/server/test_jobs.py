@@ -1,9 +1,11 @@
 """Jobs on the real engine, with workers that misbehave: accepted means stored, and stored means finished."""
 
 import asyncio
+import os
 import re
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import pytest
 
 from server.addresses import Addresses
 from server.engine import Engine
-from server.errors import NotFound, Overloaded
-from server.job import Job, JobKey, JobState, new_job_id
+from server.errors import NotFound, Overloaded, RateLimited
+from server.generation import Image, Timings
+from server.job import Job, JobKey, JobState, StoredImage, new_job_id
 from server.job_store import JobStore
 from server.jobs import Jobs
+from server.keys import Key
 from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.quotas import Quotas
@@ -222,6 +226,39 @@ def test_jobs_are_taken_in_while_the_model_is_being_loaded(tmp_path: Path) -> No
     run(story)
 
 
+def test_jobs_outlive_processes_that_cannot_load_the_model(tmp_path: Path) -> None:
+    async def story() -> None:
+        never = f"after {tmp_path / 'never'}"
+        async with engine_on(never, ready=False) as engine, jobs_on(engine, tmp_path) as jobs:
+            left = await jobs.submit(job(seed=3))
+            await engine.stop(0)  # it is stopped while it loads
+            assert not (await jobs.wait(left.key, 1)).state.final
+        async with engine_on("refused", ready=False) as engine, jobs_on(engine, tmp_path) as jobs:
+            assert await engine.wait_refused()
+            assert not (await jobs.wait(left.key, 1)).state.final
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            assert (await jobs.wait(left.key, 20)).state is JobState.SUCCEEDED
+
+    run(story)
+
+
+def test_jobs_count_against_the_limit_of_their_key_after_a_restart(tmp_path: Path) -> None:
+    key = Key(name="me", hash="sha256:" + "0" * 64, concurrent_requests=1, requests_per_minute=1)
+
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            left = await jobs.submit(job("sleep 1", owner="me"))
+            await engine.stop(0)
+        quotas = Quotas()
+        async with engine_on() as engine, jobs_on(engine, tmp_path, quotas=quotas) as jobs:
+            with pytest.raises(RateLimited, match="1 at once"):
+                quotas.enter(key, time.time())
+            assert (await jobs.wait(left.key, 20)).state is JobState.SUCCEEDED
+            quotas.enter(key, time.time())
+
+    run(story)
+
+
 def test_after_a_restart_accepted_jobs_wait_for_room_instead_of_being_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
@@ -245,6 +282,49 @@ def test_a_disk_that_does_not_take_the_pictures_delays_the_end(tmp_path: Path) -
             done = await jobs.wait(accepted.key, 10)
             assert done.state is JobState.SUCCEEDED
             assert files_in(tmp_path).read(done.images[0].name)
+
+    run(story)
+
+
+def test_a_job_that_is_cancelled_while_its_pictures_are_kept_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping, go_on, keep = threading.Event(), threading.Event(), PictureFiles.keep
+
+    def keep_slowly(files: PictureFiles, images: Iterable[Image]) -> tuple[StoredImage, ...]:
+        keeping.set()
+        assert go_on.wait(20)
+        return keep(files, images)
+
+    monkeypatch.setattr(PictureFiles, "keep", keep_slowly)
+
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            accepted = await jobs.submit(job())
+            running = jobs._live[accepted.key].running
+            assert running is not None
+            await asyncio.to_thread(keeping.wait, 20)
+            assert (await jobs.cancel(accepted.key)).state is JobState.CANCELED
+            go_on.set()
+            await running
+            assert list((tmp_path / "files").iterdir()) == []
+
+    run(story)
+
+
+def test_what_has_expired_goes_also_where_the_disk_takes_no_statement(tmp_path: Path) -> None:
+    files = files_in(tmp_path)
+    (left,) = files.keep(
+        [Image(data=b"x", content_type="image/png", width=1, height=1, seed=1, timings=Timings())]
+    )
+    os.utime(tmp_path / "files" / left.name, (0, 0))
+
+    async def story() -> None:
+        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
+            assert jobs._store._database is not None
+            jobs._store._database.execute("PRAGMA query_only = ON")
+            while list((tmp_path / "files").iterdir()):
+                await asyncio.sleep(0.01)
 
     run(story)
 

@@ -73,6 +73,8 @@ def test_what_a_person_writes_is_understood() -> None:
         ),
         (f'[alice]\nhash = "{hashed("a")}"\nconcurrent_requests = "2"', ["[alice]", "concurrent_requests"]),
         (f'[alice]\nhash = "{hashed("a")}"\ndevice_seconds_per_day = -1', ["device_seconds_per_day"]),
+        (f'[alice]\nhash = "{hashed("a")}"\ndevice_seconds_per_day = inf', ["device_seconds_per_day"]),
+        (f'[alice]\nhash = "{hashed("a")}"\nrequests_per_minute = 1{"0" * 400}', ["requests_per_minute"]),
         (f'[alice]\nhash = "{hashed("a")}"\nname = "bob"', ["[alice]", "allowed"]),
         (f'[a]\nhash = "{hashed("x")}"\n[b]\nhash = "{hashed("x")}"', ["[b]", "that of [a]"]),
     ],

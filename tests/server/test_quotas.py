@@ -35,6 +35,13 @@ def test_without_limits_nothing_is_refused() -> None:
     assert quotas.standings(key(), NOON) == []
 
 
+def test_what_was_used_before_a_restart_takes_no_requests_of_this_minute() -> None:
+    earlier, quotas, limited = Quotas(), Quotas(), key(requests_per_minute=2, device_seconds_per_day=9.0)
+    earlier.spend("alice", 1.0, NOON)
+    quotas.take_up(earlier.today(NOON), NOON)
+    assert [entered(quotas, limited, NOON) for _ in range(3)] == [True, True, False]
+
+
 def test_a_minutes_requests_may_come_at_once_and_then_steadily() -> None:
     quotas, limited = Quotas(), key(requests_per_minute=30)
     assert sum(entered(quotas, limited, NOON) for _ in range(50)) == 30

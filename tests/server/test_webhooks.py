@@ -18,7 +18,15 @@ from server.errors import InvalidRequest
 from server.job import Job, JobKey, JobState, Webhook
 from server.job_store import Delivery, JobStore
 from server.metrics import Metrics
-from server.webhooks import MAX_ATTEMPTS, Webhooks, deliveries_of, retry_after_s, signature
+from server.webhooks import (
+    AT_ONCE,
+    ATTEMPT_S,
+    MAX_ATTEMPTS,
+    Webhooks,
+    deliveries_of,
+    retry_after_s,
+    signature,
+)
 from tests.server.test_engine import request
 
 NOW = 1_800_000_000.0
@@ -57,11 +65,13 @@ class Receiver:
     port: int = 0
     accepted: int = 0
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.targets.append(head.split(" ")[1])
         lines = [line.partition(": ") for line in head.split("\r\n")[1:-2]]
         headers = {name.lower(): value for name, _, value in lines}
         body = await reader.readexactly(int(headers["content-length"]))
@@ -166,12 +176,13 @@ def test_what_is_owed_follows_from_the_state(state: JobState, events: list[str])
 def test_a_call_is_made_once_when_it_is_taken(tmp_path: Path) -> None:
     async def story() -> None:
         async with receiving(OK) as receiver:
-            store = store_with(tmp_path, job(f"http://127.0.0.1:{receiver.port}/a?b=c", "completed"))
+            store = store_with(tmp_path, job(f"http://127.0.0.1:{receiver.port}/a;v=1?b=c", "completed"))
             async with calling(store) as (webhooks, metrics):
                 await until(lambda: attempts(metrics, "delivered") == 1)
                 await until_owed(store, [])
                 ((headers, body),) = receiver.got
-                standardwebhooks.Webhook(webhooks.secret).verify(body, headers)
+                standardwebhooks.Webhook(webhooks.secret_of("")).verify(body, headers)
+                assert receiver.targets == ["/a;v=1?b=c"]
                 assert headers["host"] == f"127.0.0.1:{receiver.port}"
                 assert headers["accept-encoding"] == "identity"
 
@@ -189,8 +200,62 @@ def test_what_was_not_taken_is_called_again_by_the_next_process(tmp_path: Path) 
             store.open()
             async with calling(store) as (second, metrics):
                 await until(lambda: attempts(metrics, "delivered") == 1)
-                assert second.secret == first.secret
+                assert second.secret_of("") == first.secret_of("")
             assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+
+    run(story)
+
+
+def test_a_fault_of_ours_is_tried_again(tmp_path: Path) -> None:
+    async def fail(delivery: Delivery) -> bytes:
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        store = store_with(tmp_path, job("http://127.0.0.1:9", "completed"))
+        metrics = Metrics()
+        webhooks = Webhooks(store, {"replicate": fail}, Addresses(), metrics=metrics)
+        await webhooks.start()
+        await until_owed(store, [1])
+        assert attempts(metrics, "failed") == 1
+        await webhooks.stop()
+        store.close()
+
+    run(story)
+
+
+def test_one_whose_receivers_are_slow_does_not_hold_up_another(tmp_path: Path) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def story() -> None:
+        store = JobStore(tmp_path / "jobs.sqlite")
+        store.open()
+        slow = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+        async with slow, receiving(OK) as receiver:
+            port = slow.sockets[0].getsockname()[1]
+            urls = [("me", f"http://slow-{number}:{port}") for number in range(2 * AT_ONCE)]
+            for owner, url in [*urls, ("you", f"http://127.0.0.1:{receiver.port}")]:
+                wanted = job(url, "completed", name=url)
+                wanted = msgspec.structs.replace(wanted, key=JobKey("replicate", owner, url))
+                assert store.add(wanted)
+                done = msgspec.structs.replace(wanted, state=JobState.SUCCEEDED, completed_s=NOW)
+                assert store.move(done, deliveries_of(done, now=0.0))
+            async with calling(store, resolve=resolve), asyncio.timeout(ATTEMPT_S / 2):
+                await receiver.came.wait()
+
+    run(story)
+
+
+def test_every_owner_has_a_key_of_signatures_of_its_own(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = JobStore(tmp_path / "jobs.sqlite")
+        store.open()
+        async with calling(store) as (webhooks, _):
+            assert len({webhooks.secret_of(owner) for owner in ("", "me", "you")}) == 3
 
     run(story)
 
@@ -284,6 +349,8 @@ def test_tls_is_verified_for_the_name_though_the_address_is_pinned(
         "http://a b/",
         "http://93.184.215.14/\n",
         "http://[::1",
+        f"http://{'a' * 64}.com/",
+        "http://a..b/",
         f"http://93.184.215.14/{'a' * 3000}",
     ],
 )

@@ -177,6 +177,8 @@ def test_keys_have_jobs_of_their_own_and_are_charged_for_them(tmp_path: Path) ->
         assert door.quotas.today(time.time()).device_s == {"me": 1.5}
         assert client.get(made["urls"]["get"], headers=other).status_code == 404
         assert client.get("/v1/predictions", headers=other).json()["results"] == []
+        signing = [client.get("/v1/webhooks/default/secret", headers=each).json() for each in (mine, other)]
+        assert signing[0] != signing[1], "nobody signs calls to another's webhooks"
         running = create(client, "wait", headers=mine).json()
         assert create(client, headers=mine).status_code == 429, "one at once, until it has ended"
         assert client.post(running["urls"]["cancel"], headers=other).status_code == 404
