@@ -11,8 +11,6 @@ ServerError
 │   ├── NotFound              there is nothing at this path, or no such model
 │   ├── MethodNotAllowed      the path takes other methods
 │   └── NotAcceptable         there is no answer of the kind that the client accepts
-│   ├── MethodNotAllowed      the path takes other methods
-│   └── NotAcceptable         there is no answer of the kind that the client accepts
 ├── InvalidApiKey       there is no API key in it, or none of this server's
 ├── RateLimited         this key asks too often, or for too much at once; come back soon
 ├── QuotaExceeded       this key has used up its day; carries the seconds until the next

@@ -189,6 +189,53 @@ def test_what_is_not_waited_for_is_told_to_its_webhook(
     assert picture.startswith("data:image/png;base64,")
 
 
+def test_what_is_waited_for_is_told_to_its_webhook_too(open_inside: tuple[httpx.Client, FakeEngine]) -> None:
+    client, _ = open_inside
+    with receiver() as (address, heard):
+        answer = client.post("/predictions", json={"input": SENT, "webhook": address, "id": "now"})
+        assert answer.status_code == 200
+        wait_until(lambda: bool(heard) and heard[-1]["status"] == "succeeded")
+        failing = {"input": {"prompt": "generation_failed"}, "webhook": address, "id": "bad"}
+        failed = client.post("/predictions", json=failing)
+        wait_until(lambda: heard[-1]["id"] == "bad" and heard[-1]["status"] == "failed")
+    completed = next(each for each in heard if each["status"] == "succeeded")
+    assert answer.json() == completed
+    assert (failed.status_code, failed.json()) == (200, heard[-1])
+
+
+def test_a_client_that_leaves_takes_what_its_webhook_would_hear_of_along(
+    open_inside: tuple[httpx.Client, FakeEngine],
+) -> None:
+    client, engine = open_inside
+    with receiver() as (address, heard):
+        body = {
+            "input": SENT | {"prompt": "wait"},
+            "webhook": address,
+            "webhook_events_filter": ["completed"],
+        }
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/predictions", json=body, timeout=0.3)
+        wait_until(lambda: bool(engine.cancelled) and bool(heard))
+    assert heard[-1]["status"] == "canceled"
+
+
+def test_an_id_is_of_one_prediction_while_that_is_kept(
+    open_inside: tuple[httpx.Client, FakeEngine],
+) -> None:
+    client, engine = open_inside
+    with receiver() as (address, heard):
+        body = {"input": SENT, "webhook": address, "webhook_events_filter": ["completed"]}
+        for status in ("starting", "succeeded"):
+            again = client.put("/predictions/mine", json=body, headers=ASYNC)
+            assert (again.status_code, again.json()) == (202, {"id": "mine", "status": status})
+            wait_until(lambda: bool(heard))
+        made = len(engine.requests)
+        for other in (body | {"input": SENT | {"seed": 4}}, {"input": SENT}):
+            refused = client.put("/predictions/mine", json=other, headers=ASYNC)
+            assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "id"])
+        assert (len(engine.requests), len(heard)) == (made, 1)
+
+
 def test_only_the_events_that_were_asked_for_are_told(open_inside: tuple[httpx.Client, FakeEngine]) -> None:
     client, _ = open_inside
     with receiver() as (address, heard):
@@ -221,7 +268,7 @@ def test_what_runs_for_a_webhook_is_told_again_and_cancelled(
 @pytest.mark.parametrize(
     ("sent", "headers", "field"),
     [
-        ({"webhook": "http://example.org/"}, {}, "webhook"),
+        ({"webhook": "ftp://example.org/"}, {}, "webhook"),
         ({"webhook": "ftp://example.org/"}, ASYNC, "webhook"),
         (
             {"webhook": "http://example.org/", "webhook_events_filter": ["end"]},
