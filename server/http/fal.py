@@ -62,7 +62,14 @@ PROXY: Final[dict[str, Any]] = {
     | {"default": {"description": "As at the path of the target"}},
     "openapi_extra": {
         "parameters": [
-            {"name": TARGET, "in": "header", "schema": {"type": "string"}, "description": TARGET_RULE}
+            {
+                "name": TARGET,
+                "in": "header",
+                "required": True,
+                "schema": {"type": "string", "pattern": r"^https://(queue\.)?fal\.run/"},
+                "example": "https://queue.fal.run/fal-ai/flux/schnell",
+                "description": TARGET_RULE,
+            }
         ]
     },
 }
