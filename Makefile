@@ -28,20 +28,21 @@ format: .venv/test.stamp
 train-tiny: .venv/train.stamp
 	OMP_WAIT_POLICY=passive $(BIN)/python -m model.training $(ARGS)
 
-# Official clients that cannot be in the environment: those for Node, and another version of a package that is
-# in it. Their tests are skipped where they cannot be had.
-clients: .venv/test.stamp
-	@command -v npm >/dev/null || echo "npm is not there: the tests of clients for Node are skipped"
-	@command -v npm >/dev/null && $(MAKE) --no-print-directory build/clients/node.stamp || true
-	@$(MAKE) --no-print-directory build/clients/replicate2.stamp || true
+# Official clients that cannot be in the environment: those for Node, and other versions of packages that are
+# in it. Only a machine without npm goes without those for Node.
+clients: .venv/test.stamp build/clients/replicate2.stamp build/clients/openai1.stamp
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory build/clients/node.stamp; \
+	else echo "npm is not there: the tests of clients for Node are skipped"; fi
 
 build/clients/node.stamp: tests/e2e/node/package-lock.json
 	npm ci --prefix tests/e2e/node --no-audit --no-fund
 	mkdir -p $(@D) && touch $@
 
-build/clients/replicate2.stamp: Makefile | .venv/bin/python
-	rm -rf build/clients/replicate2
-	$(BIN)/python -m pip install --quiet --no-deps --target build/clients/replicate2 replicate==2.0.0b4 distro==1.9.0
+build/clients/replicate2.stamp: PACKAGES = replicate==2.0.0b4 distro==1.9.0
+build/clients/openai1.stamp: PACKAGES = openai==1.109.1 distro==1.9.0
+build/clients/%.stamp: Makefile | .venv/bin/python
+	rm -rf build/clients/$*
+	$(BIN)/python -m pip install --quiet --no-deps --target build/clients/$* $(PACKAGES)
 	touch $@
 
 # Replays the Dockerfile's build, entry point and health check where no Docker engine runs.

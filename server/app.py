@@ -130,7 +130,7 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
         REPLICATE: replicate_payload(outputs),
         FAL: fal_payload(outputs),
         BFL: bfl_payload(outputs),
-        COG: cog_payload(Outputs(files, "data")),
+        COG: cog_payload(outputs),
     }
     addresses = Addresses(networks(settings.webhook_allow_networks))
     jobs = Jobs(
@@ -234,7 +234,7 @@ def dialect_routers(
         openai_router(engine, answers, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
         automatic1111_router(engine, leniency["automatic1111"]),
-        cog_router(engine, jobs, leniency["cog"]),
+        cog_router(engine, jobs, outputs, leniency["cog"]),
         *fal_routers(engine, jobs, outputs, leniency["fal"]),
         bfl_router(engine, jobs, outputs, leniency["bfl"]),
         files_router(outputs.files),

@@ -93,7 +93,7 @@ SUBMITTED: Final = described(
     "storage_unavailable",
     statuses=STATUSES,
 )
-FOUND: Final = described("invalid_api_key", "not_found", "storage_unavailable", statuses=STATUSES)
+FOUND: Final = described("not_found", "storage_unavailable", statuses=STATUSES)
 
 
 def bfl_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> APIRouter:

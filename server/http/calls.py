@@ -9,6 +9,7 @@ import msgspec
 from fastapi import Request
 
 from server.engine import Engine
+from server.errors import NotReady
 from server.generation import GenerationRequest, GenerationResult
 from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
@@ -74,6 +75,27 @@ async def submit_job(jobs: Jobs, http: Request, job: Job) -> Job:
         exchange.headers |= limit_headers(caller.standings())
     exchange.note["job"] = accepted.key.id
     return accepted
+
+
+async def finished_job(jobs: Jobs, http: Request, job: Job) -> Job:
+    """Wait for the end of a job, and return it; a client that leaves takes it along.
+
+    Raises `ClientGone`, and `NotReady` where nothing takes it at the moment: then it is ended.
+    """
+    return await unless_client_leaves(http, _to_its_end(jobs, job))
+
+
+async def _to_its_end(jobs: Jobs, job: Job) -> Job:
+    try:
+        async for moved in jobs.changes(job.key):
+            job = moved
+    except asyncio.CancelledError:
+        await jobs.cancel(job.key)
+        raise
+    if not job.state.final:
+        await jobs.cancel(job.key)
+        raise NotReady("nothing takes the request at the moment")
+    return job
 
 
 async def unless_client_leaves(http: Request, answering: Coroutine[Any, Any, Answer]) -> Answer:

@@ -1,15 +1,17 @@
 """The HTTP API of a Cog container at the root, as coglet 0.23.1 answers: predictions, health, an index.
 
 A prediction is known by its id while it runs, to the caller who started it: putting it again tells its
-state, cancelling ends it, and a client that leaves takes its prediction along. With `Prefer: respond-async`
-it is a job: it outlives its client and the process, and its webhook hears of it. A model that fails is an
-answer with status 200, as it is there.
+state, cancelling ends it, and a client that leaves takes its prediction along. With a webhook or with
+`Prefer: respond-async` it is a job, and with the latter it outlives its client and the process; while a job
+is kept, its id is that of no other prediction. A model that fails is an answer with status 200, as it is
+there.
 """
 
 import platform
 import re
 import secrets
 import time
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
@@ -32,7 +34,7 @@ from server.errors import (
 from server.generation import GenerationRequest, GenerationResult
 from server.http.accept import accepted_types
 from server.http.body import RequestBody, json_schema, read_json, shown
-from server.http.calls import generate, submit_job
+from server.http.calls import finished_job, generate, submit_job
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
 from server.http.exchange import exchange_of, key_of
@@ -96,7 +98,7 @@ class PredictionBody(RequestBody):
 
     input: Annotated[Input, Field(description="an object with the input of the model")]
     id: Annotated[str | None, Field(description=ID_RULE, pattern=PREDICTION_ID.pattern)] = None
-    webhook: Annotated[str | None, Field(description=f"the URL to call; with Prefer: {ASYNC}")] = None
+    webhook: Annotated[str | None, Field(description="the URL to call")] = None
     webhook_events_filter: Annotated[
         list[Event] | None, Field(description='some of "start", "output", "logs" and "completed"; or all')
     ] = None
@@ -112,10 +114,11 @@ class PredictionBody(RequestBody):
 EXAMPLE: Final[dict[str, Any]] = {"input": INPUT_EXAMPLE}
 
 
-def cog_router(engine: Engine, jobs: Jobs, leniency: Leniency) -> APIRouter:
+def cog_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> APIRouter:
     """Return the routes of a Cog container."""
     router = APIRouter(route_class=route_class(render_error), tags=["Cog"])
     running = Running()
+    as_data = replace(outputs, rule="data")
     answers = described(
         *BODY_ERRORS,
         *ENGINE_ERRORS,
@@ -195,10 +198,13 @@ def cog_router(engine: Engine, jobs: Jobs, leniency: Leniency) -> APIRouter:
         if call := running.find(caller_of(http), name):
             assert isinstance(call.body, PredictionBody), "nothing else runs here"
             return _json(_state(name, call) | {"input": _sent(call.body)}, 202)
-        if http.headers.get("prefer") == ASYNC:
-            return await accept(http, body, name, request)
-        if body.webhook is not None:
-            raise InvalidRequest(f"webhook is given; allowed: with Prefer: {ASYNC}", field="webhook")
+        later = http.headers.get("prefer") == ASYNC
+        if later or body.webhook is not None:
+            job = await accept(http, body, name, request)
+            if later:
+                return _json({"id": name, "status": job.state.value}, 202)
+            ended = await finished_job(jobs, http, job)
+            return pictures_response(prediction(ended, await as_data.of(ended, ended.base_url)))
         with running.call(caller_of(http), name, request, body, now=time.monotonic()) as call:
             try:
                 work = generate(engine, http, call.request, seeded=bool(body.input.seed))
@@ -207,22 +213,25 @@ def cog_router(engine: Engine, jobs: Jobs, leniency: Leniency) -> APIRouter:
                 return _ended_response(http, name, call, error, now=time.monotonic())
         return to_response(name, request, result)
 
-    async def accept(http: Request, body: PredictionBody, name: str, request: GenerationRequest) -> Response:
+    async def accept(http: Request, body: PredictionBody, name: str, request: GenerationRequest) -> Job:
         webhook = None
         if body.webhook is not None:
             await jobs.webhooks.check(body.webhook, field="webhook")
             webhook = Webhook(
                 url=body.webhook, events=tuple({*(body.webhook_events_filter or get_args(Event))})
             )
-        job = Job(
+        wanted = Job(
             key=JobKey(DIALECT, key_of(http), name),
             request=request,
             seeded=bool(body.input.seed),
             input=_sent(body),
             webhook=webhook,
         )
-        accepted = await submit_job(jobs, http, job)
-        return _json({"id": name, "status": accepted.state.value}, 202)
+        job = await jobs.find(wanted.key) or await submit_job(jobs, http, wanted)
+        if (job.input, job.webhook) != (wanted.input, wanted.webhook):
+            message = f"id is {shown(name)}, which another prediction has; allowed: another one"
+            raise InvalidRequest(message, field="id")
+        return job
 
     return router
 
@@ -258,11 +267,12 @@ def prediction(job: Job, output: list[str] | list[Picture] | None) -> dict[str, 
 
 
 def cog_payload(outputs: Outputs) -> Payload:
-    """Return what says in a webhook how a prediction is, with its pictures as `outputs` gives them."""
+    """Return what says in a webhook how a prediction is, with its pictures as `data:` addresses."""
+    as_data = replace(outputs, rule="data")
 
     async def payload(delivery: Delivery) -> bytes:
         job = delivery.job
-        return pictures_json(prediction(job, await outputs.of(job, job.base_url)))
+        return pictures_json(prediction(job, await as_data.of(job, job.base_url)))
 
     return payload
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
+from server.http.auth import OPEN_ROUTES
 from server.http.errors import STATUS
 
 TEXTS: Final = {
@@ -35,7 +36,7 @@ TEXTS: Final = {
     "internal_error": "The server failed on this request",
 }
 BODY_ERRORS: Final = ("malformed_body", "invalid_request", "unsupported_media_type", "request_too_large")
-KEY_ERRORS: Final = ("invalid_api_key", "forbidden", "rate_limited", "quota_exceeded")
+KEY_ERRORS: Final = ("forbidden", "rate_limited", "quota_exceeded")
 ENGINE_ERRORS: Final = (
     *KEY_ERRORS,
     "overloaded",
@@ -48,6 +49,10 @@ ENGINE_ERRORS: Final = (
 )
 HEAD_TOO_LARGE: Final = {  # said before any route is found
     "description": "The head of the request is too large",
+    "content": {"application/json": {}},
+}
+NO_KEY: Final = {  # said before a handler is reached
+    "description": TEXTS["invalid_api_key"],
     "content": {"application/json": {}},
 }
 JSON_CONTENT: Final[dict[str, Any]] = {"application/json": {}}
@@ -76,8 +81,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     """Return the description of all routes of `app`."""
     schemas: dict[str, Any] = {}
     api: dict[str, Any] = _gather(app.openapi(), schemas)
-    for operation in (each for methods in api["paths"].values() for each in methods.values()):
-        operation["responses"]["431"] = HEAD_TOO_LARGE
+    for path, methods in api["paths"].items():
+        everywhere = (
+            {"431": HEAD_TOO_LARGE} if path in OPEN_ROUTES else {"401": NO_KEY, "431": HEAD_TOO_LARGE}
+        )
+        for operation in methods.values():
+            operation["responses"] |= everywhere
     schemas.update(api.get("components", {}).get("schemas", {}))
     return api | {"components": {"schemas": schemas}}
 

@@ -17,7 +17,7 @@ from server.engine import Engine
 from server.errors import DeadlineExceeded, MalformedHeader
 from server.generation import GenerationResult
 from server.http.body import json_schema, read_json, shown
-from server.http.calls import generate, unless_client_leaves
+from server.http.calls import finished_job, generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import route_class
 from server.http.exchange import exchange_of
@@ -58,10 +58,18 @@ STREAM: Final[dict[str, Any]] = {
 }
 PROXY: Final[dict[str, Any]] = {
     "summary": "What fal's JavaScript client would send to fal.run or queue.fal.run",
-    "responses": described("malformed_header", "not_found", ok_text="As at the path of the target"),
+    "responses": described("malformed_header", "not_found", ok_text="As at the path of the target")
+    | {"default": {"description": "As at the path of the target"}},
     "openapi_extra": {
         "parameters": [
-            {"name": TARGET, "in": "header", "schema": {"type": "string"}, "description": TARGET_RULE}
+            {
+                "name": TARGET,
+                "in": "header",
+                "required": True,
+                "schema": {"type": "string", "pattern": r"^https://(queue\.)?fal\.run/"},
+                "example": "https://queue.fal.run/fal-ai/flux/schnell",
+                "description": TARGET_RULE,
+            }
         ]
     },
 }
@@ -70,11 +78,12 @@ PROXY: Final[dict[str, Any]] = {
 def fal_routers(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> list[APIRouter]:
     """Return all routes of the dialect."""
     queue = Queue(engine, jobs, outputs, leniency)
-    direct = [_run_router(engine, queue, outputs, leniency), *queue_routers(queue, outputs)]
-    return [*direct, _proxy_router(Router([route for router in direct for route in router.routes]))]
+    direct = [_run_router(engine, jobs, queue, outputs, leniency), *queue_routers(queue, outputs)]
+    routes = [route for router in direct for route in router.routes]
+    return [*direct, _proxy_router(Router(routes, redirect_slashes=False))]
 
 
-def _run_router(engine: Engine, queue: Queue, outputs: Outputs, leniency: Leniency) -> APIRouter:
+def _run_router(engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, leniency: Leniency) -> APIRouter:
     router = APIRouter(
         prefix="/fal/run",
         route_class=route_class(render_error),
@@ -104,7 +113,7 @@ def _run_router(engine: Engine, queue: Queue, outputs: Outputs, leniency: Lenien
         model, base_url = engine.model, outputs.base_url(http)
         if outputs.by_url(base_url) and not sent.sync_mode:
             job = await queue.submit(http, app, sent)
-            return await queue.output(await unless_client_leaves(http, queue.end(job)), base_url)
+            return await queue.output(await finished_job(jobs, http, job), base_url)
         check_app(app, model, leniency, http)
         request = to_request(
             sent, model, leniency, id=exchange_of(http).request_id, priority=priority_of(http)

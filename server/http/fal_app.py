@@ -83,13 +83,13 @@ HEADER_PARAMETERS: Final[list[dict[str, Any]]] = [
     {
         "name": "X-Fal-Request-Timeout",
         "in": "header",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
         "description": "seconds within which the work has to begin",
     },
     {
         "name": "X-Fal-Queue-Priority",
         "in": "header",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "enum": [*PRIORITIES]},
         "description": "normal or low",
     },
 ]

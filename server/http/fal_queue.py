@@ -23,7 +23,6 @@ from server.errors import (
     DeadlineExceeded,
     GenerationFailed,
     NotFound,
-    NotReady,
     ServerError,
 )
 from server.http.body import json_schema, read_json
@@ -72,9 +71,8 @@ SUBMITTED: Final[dict[str, Any]] = {
     ),
     "openapi_extra": json_schema(Input, EXAMPLE) | {"parameters": HEADER_PARAMETERS},
 }
-ASKED: Final = described("invalid_api_key", "not_found", "storage_unavailable", statuses=STATUSES)
+ASKED: Final = described("not_found", "storage_unavailable", statuses=STATUSES)
 ENDED: Final = described(
-    "invalid_api_key",
     "not_found",
     "storage_unavailable",
     "generation_failed",
@@ -91,7 +89,6 @@ CANCEL_ANSWERS: Final = {
     400: {**ASKED[200], "description": "It is finished"},
 }
 EVENTS: Final = described(
-    "invalid_api_key",
     "not_found",
     "storage_unavailable",
     ok={"text/event-stream": {}},
@@ -144,19 +141,6 @@ class Queue:
         _name(http, job)
         if job.state is JobState.STARTING and _is_overdue(job, now=time.time()):
             return await self._jobs.cancel(job.key)
-        return job
-
-    async def end(self, job: Job) -> Job:
-        """Wait for the end of a job; a client that leaves takes it along, so this is not for the queue."""
-        try:
-            async for moved in self._jobs.changes(job.key):
-                job = moved
-        except asyncio.CancelledError:
-            await self._jobs.cancel(job.key)
-            raise
-        if not job.state.final:
-            await self._jobs.cancel(job.key)
-            raise NotReady("nothing takes the request at the moment")
         return job
 
     async def cancel(self, job: Job) -> Job:

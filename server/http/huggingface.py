@@ -103,6 +103,7 @@ def huggingface_router(engine: Engine, leniency: Leniency) -> APIRouter:
     async def text_to_image_of(http: Request, model: str) -> Response:
         return await answer(http, model)
 
+    @router.post("/hf/", include_in_schema=False)
     @router.post("/hf", **route)
     async def text_to_image(http: Request) -> Response:
         return await answer(http, None)

@@ -27,7 +27,6 @@ FORMATS: Final[dict[str, ImageFormat]] = {"webp": "webp", "jpg": "jpeg", "png": 
 RATIOS: Final = "1:1, 16:9, 21:9, 3:2, 2:3, 4:5, 5:4, 3:4, 4:3, 9:16 or 9:21"
 
 AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21"]
-Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
 
 def _order(place: int) -> dict[str, Any]:

@@ -113,9 +113,29 @@ def run_node(script: str, *arguments: str) -> str:
     """Run a script of `tests/e2e/node` and return what it printed; skip where it cannot run."""
     folder = ROOT / "tests" / "e2e" / "node"
     if shutil.which("node") is None or not (folder / "node_modules").is_dir():
-        pytest.skip("the clients for Node are not installed: `make test` does it where npm is")
+        pytest.skip("the clients for Node are not installed: `make clients` does it where npm is")
     ended = subprocess.run(
         ["node", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def run_with(package: str, script: str, *arguments: str) -> str:
+    """Run a script of `tests/e2e` with another version of a package, and return what it printed.
+
+    It has a process of its own, since both are imported by the same name; skips where it is not installed.
+    """
+    folder = ROOT / "build" / "clients" / package
+    if not folder.is_dir():
+        pytest.skip(f"{package} is not in build/clients: `make clients` installs it")
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "tests" / "e2e" / script), *arguments],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -1,8 +1,7 @@
-"""Run by `test_other_clients` with openai 1.109.1 in front of the path: what an old installation meets."""
+"""Run by `test_other_clients` with openai 1.109.1: prints what an old installation meets."""
 
 import base64
 import json
-import os
 import sys
 
 import openai
@@ -35,4 +34,4 @@ def main(server: str) -> None:
 
 
 if __name__ == "__main__":
-    main(os.environ["SERVER"])
+    main(sys.argv[1])

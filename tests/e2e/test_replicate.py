@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ from PIL import Image
 from replicate.exceptions import ReplicateError
 from replicate.webhook import Webhooks as ClientWebhooks
 
-from tests.e2e.conftest import CALLABLE, ROOT, Server, run_node, running_server
+from tests.e2e.conftest import CALLABLE, Server, run_node, run_with, running_server
 from tests.e2e.receiver import receiving
 
 MODEL = "black-forest-labs/flux-schnell"
@@ -253,16 +250,4 @@ def test_clients_for_node(server: Server, script: str) -> None:
 
 
 def test_the_newest_beta_of_the_python_client(server: Server) -> None:
-    """It is another package of the same name, so it has a process of its own."""
-    folder = ROOT / "build" / "clients" / "replicate2"
-    if not folder.is_dir():
-        pytest.skip("replicate 2.x is not in build/clients: `make test` installs it")
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / "tests" / "e2e" / "replicate2.py"), server.url],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (ended.returncode, ended.stdout) == (0, "ok\n"), ended.stderr
+    assert run_with("replicate2", "replicate2.py", server.url) == "ok\n"

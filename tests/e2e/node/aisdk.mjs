@@ -1,10 +1,10 @@
-// The Vercel AI SDK's providers for OpenAI and what is compatible, against the server at SERVER.
+// The Vercel AI SDK's providers for OpenAI and what is compatible: node aisdk.mjs URL; prints JSON.
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateImage } from "ai";
 import { attempt, kindOf } from "./outcomes.mjs";
 
-const baseURL = `${process.env.SERVER}/v1`;
+const baseURL = `${process.argv[2]}/v1`;
 const providers = {
   openai: createOpenAI({ baseURL, apiKey: "unused" }),
   compatible: createOpenAICompatible({ name: "schnell", baseURL, apiKey: "unused" }),

@@ -1,8 +1,8 @@
-// @huggingface/inference against the server at SERVER; prints what happened as JSON.
+// @huggingface/inference: node huggingface.mjs URL; prints what happened as JSON.
 import { InferenceClient } from "@huggingface/inference";
 import { attempt, kindOf } from "./outcomes.mjs";
 
-const client = new InferenceClient("hf_unused", { endpointUrl: `${process.env.SERVER}/hf` });
+const client = new InferenceClient("hf_unused", { endpointUrl: `${process.argv[2]}/hf` });
 const small = { width: 256, height: 256, num_inference_steps: 1, seed: 5 };
 
 const picture = async (request, options) => {

@@ -1,8 +1,8 @@
-// openai-node against the server at SERVER; prints what happened as JSON.
+// openai-node: node openai.mjs URL; prints what happened as JSON.
 import OpenAI from "openai";
 import { attempt, kindOf } from "./outcomes.mjs";
 
-const client = new OpenAI({ baseURL: `${process.env.SERVER}/v1`, apiKey: "unused", maxRetries: 0 });
+const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "unused", maxRetries: 0 });
 const small = { model: "flux-schnell", prompt: "a cat", size: "256x256", steps: 1 };
 
 const pictures = async (request, options) => {

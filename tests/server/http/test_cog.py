@@ -3,14 +3,12 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.e2e.receiver import Receiver, receiving
 from tests.server.http.cog_reference.exchanges import (
     ALONE,
     ANSWERS,
@@ -140,25 +138,9 @@ ASYNC = {"Prefer": "respond-async"}
 SENT = {"prompt": "a", "seed": 3, "megapixels": "0.25", "output_format": "png"}
 
 
-@contextmanager
-def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Listen for webhooks; yields the address and the bodies that came."""
-    heard: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/hook", heard
-        server.shutdown()
-        thread.join()
+def told(receiver: Receiver) -> list[dict[str, Any]]:
+    """The bodies of the webhooks so far."""
+    return [json.loads(body) for _, body in receiver.calls]
 
 
 @pytest.fixture
@@ -173,13 +155,13 @@ def test_what_is_not_waited_for_is_told_to_its_webhook(
     open_inside: tuple[httpx.Client, FakeEngine],
 ) -> None:
     client, _ = open_inside
-    with receiver() as (address, heard):
-        body = {"input": SENT, "webhook": address}
+    with receiving() as receiver:
+        body = {"input": SENT, "webhook": receiver.url}
         answer = client.put("/predictions/later", json=body, headers=ASYNC)
         assert (answer.status_code, answer.json()) == (202, {"id": "later", "status": "starting"})
-        wait_until(lambda: bool(heard) and heard[-1]["status"] == "succeeded")
-    assert {each["id"] for each in heard} == {"later"}
-    first, output, completed = heard[0], heard[-2], heard[-1]
+        wait_until(lambda: bool(told(receiver)) and told(receiver)[-1]["status"] == "succeeded")
+    assert {each["id"] for each in told(receiver)} == {"later"}
+    first, *_, output, completed = told(receiver)
     assert first == {"id": "later", "logs": "", "metrics": {}, "status": "processing"}
     assert output["status"] == "processing"
     assert output["output"] == completed["output"]
@@ -189,16 +171,63 @@ def test_what_is_not_waited_for_is_told_to_its_webhook(
     assert picture.startswith("data:image/png;base64,")
 
 
+def test_what_is_waited_for_is_told_to_its_webhook_too(open_inside: tuple[httpx.Client, FakeEngine]) -> None:
+    client, _ = open_inside
+    with receiving() as receiver:
+        answer = client.post("/predictions", json={"input": SENT, "webhook": receiver.url, "id": "now"})
+        assert answer.status_code == 200
+        wait_until(lambda: bool(told(receiver)) and told(receiver)[-1]["status"] == "succeeded")
+        failing = {"input": {"prompt": "generation_failed"}, "webhook": receiver.url, "id": "bad"}
+        failed = client.post("/predictions", json=failing)
+        wait_until(lambda: told(receiver)[-1]["id"] == "bad" and told(receiver)[-1]["status"] == "failed")
+    completed = next(each for each in told(receiver) if each["status"] == "succeeded")
+    assert answer.json() == completed
+    assert (failed.status_code, failed.json()) == (200, told(receiver)[-1])
+
+
+def test_a_client_that_leaves_takes_what_its_webhook_would_hear_of_along(
+    open_inside: tuple[httpx.Client, FakeEngine],
+) -> None:
+    client, engine = open_inside
+    with receiving() as receiver:
+        body = {
+            "input": SENT | {"prompt": "wait"},
+            "webhook": receiver.url,
+            "webhook_events_filter": ["completed"],
+        }
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/predictions", json=body, timeout=0.3)
+        wait_until(lambda: bool(engine.cancelled) and bool(told(receiver)))
+    assert told(receiver)[-1]["status"] == "canceled"
+
+
+def test_an_id_is_of_one_prediction_while_that_is_kept(
+    open_inside: tuple[httpx.Client, FakeEngine],
+) -> None:
+    client, engine = open_inside
+    with receiving() as receiver:
+        body = {"input": SENT, "webhook": receiver.url, "webhook_events_filter": ["completed"]}
+        for status in ("starting", "succeeded"):
+            again = client.put("/predictions/mine", json=body, headers=ASYNC)
+            assert (again.status_code, again.json()) == (202, {"id": "mine", "status": status})
+            wait_until(lambda: bool(told(receiver)))
+        made = len(engine.requests)
+        for other in (body | {"input": SENT | {"seed": 4}}, {"input": SENT}):
+            refused = client.put("/predictions/mine", json=other, headers=ASYNC)
+            assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "id"])
+        assert (len(engine.requests), len(told(receiver))) == (made, 1)
+
+
 def test_only_the_events_that_were_asked_for_are_told(open_inside: tuple[httpx.Client, FakeEngine]) -> None:
     client, _ = open_inside
-    with receiver() as (address, heard):
-        body = {"input": SENT, "webhook": address, "webhook_events_filter": ["completed"]}
+    with receiving() as receiver:
+        body = {"input": SENT, "webhook": receiver.url, "webhook_events_filter": ["completed"]}
         failing = body | {"input": {"prompt": "generation_failed"}}
         assert client.post("/predictions", json=body, headers=ASYNC).status_code == 202
         assert client.post("/predictions", json=failing, headers=ASYNC).status_code == 202
-        wait_until(lambda: len(heard) == 2)
-    assert sorted(each["status"] for each in heard) == ["failed", "succeeded"]
-    (failed,) = (each for each in heard if each["status"] == "failed")
+        wait_until(lambda: len(told(receiver)) == 2)
+    assert sorted(each["status"] for each in told(receiver)) == ["failed", "succeeded"]
+    (failed,) = (each for each in told(receiver) if each["status"] == "failed")
     assert failed["error"] == "the picture holds NaN"
 
 
@@ -221,7 +250,7 @@ def test_what_runs_for_a_webhook_is_told_again_and_cancelled(
 @pytest.mark.parametrize(
     ("sent", "headers", "field"),
     [
-        ({"webhook": "http://example.org/"}, {}, "webhook"),
+        ({"webhook": "ftp://example.org/"}, {}, "webhook"),
         ({"webhook": "ftp://example.org/"}, ASYNC, "webhook"),
         (
             {"webhook": "http://example.org/", "webhook_events_filter": ["end"]},

@@ -319,6 +319,7 @@ def test_the_proxy_answers_as_the_address_in_its_header(client: httpx.Client) ->
     assert result.headers["x-fal-request-id"] == submitted["request_id"]
     assert client.put(PROXY, headers=target(f"{address}/cancel")).status_code == 400
     assert client.get(PROXY, headers=target("https://fal.run/nothing")).status_code == 404
+    assert client.post(PROXY, json=SMALL, headers=target(f"https://fal.run/{APP}/")).status_code == 404
     assert client.get(PROXY, headers=target(f"https://fal.run/{APP}")).status_code == 405
 
 

@@ -37,6 +37,11 @@ def test_the_official_client_gets_a_picture(api: InferenceClient, engine: FakeEn
     assert asked.guidance_scale == 0
 
 
+def test_the_address_may_end_with_a_slash(url: str) -> None:
+    """The client posts to it as it is."""
+    assert InferenceClient(model=f"{url}/hf/").text_to_image("a").size == (256, 256)
+
+
 def test_what_is_left_out_takes_the_model_s_defaults(api: InferenceClient, engine: FakeEngine) -> None:
     assert api.text_to_image("a").size == (256, 256)
     assert (engine.last().steps, engine.last().max_sequence_length) == (4, 256)

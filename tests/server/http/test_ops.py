@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from server import __version__
 from server.app import dialect_routers, leniencies, open_jobs
 from server.engine import Engine
+from server.http.auth import OPEN_ROUTES
 from server.http.ops import ops_router, probes_router
 from server.idempotency import Answers
 from server.metrics import Metrics
@@ -117,6 +118,7 @@ def test_every_route_is_described_and_every_example_works(
     assert set(operations) == served
     for (path, method), operation in operations.items():
         assert operation["summary"], path
+        assert ("401" in operation["responses"]) == (path not in OPEN_ROUTES), path
         if body := operation.get("requestBody"):
             content = body["content"]["application/json"]
             assert set(content["example"]) <= set(content["schema"]["properties"])
