@@ -14,7 +14,7 @@ serve: .venv/serve.stamp
 	$(BIN)/python -m server $(ARGS)
 
 test: check clients
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/test.stamp
 	$(BIN)/ruff format --check .
@@ -56,5 +56,5 @@ replay-dockerfile: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet pip==$(PIP_VERSION)
 
 .venv/%.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --no-compile --group $* --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --group $* --constraint constraints.txt
 	touch $@

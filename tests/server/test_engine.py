@@ -357,6 +357,7 @@ def test_the_stats_tell_what_waits_and_what_runs() -> None:
             waiting = asyncio.create_task(ask(engine, waits))
             running = asyncio.create_task(ask(engine, request("step 0.5", width=512)))
             await until(lambda: engine.stats().queue.running[Priority.NORMAL] == 1)
+            await until(lambda: engine.stats().backlog_s < 0.02)  # its step is over
             stats = engine.stats()
             assert stats.queue.waiting == {Priority.HIGH: 0, Priority.NORMAL: 0, Priority.LOW: 1}
             assert stats.backlog_s == pytest.approx(0.01), "of the one that runs nothing is left to do"
