@@ -16,12 +16,10 @@ from pydantic import ConfigDict, Field
 from server.engine import Engine
 from server.errors import InvalidRequest, NotFound, ServerError
 from server.generation import (
-    MAX_GUIDANCE_SCALE,
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SIDE,
     MIN_SIDE,
-    MODEL_DEFAULT,
     SIDE_MULTIPLE,
     GenerationRequest,
     ModelInfo,
@@ -137,26 +135,18 @@ def bfl_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency)
 
 
 def to_request(body: FluxBody, model: ModelInfo | None, leniency: Leniency, *, id: str) -> GenerationRequest:
-    """Fill in the model's defaults; raises `InvalidRequest`.
-
-    While no model is loaded they are left to it: see `GenerationRequest.fitted`.
-    """
+    """Fill in the model's defaults; raises `InvalidRequest`."""
     width, height = size_of(body)
-    if model is None:
-        steps, sequence_length, guidance = body.steps or MODEL_DEFAULT, MODEL_DEFAULT, None
-    else:
-        steps = leniency.steps(body.steps, model, field="steps")
-        sequence_length = model.default_sequence_length
-        guidance = body.guidance if model.guidance_embed else None
+    fit = leniency.fit(model, steps=body.steps, field="steps", guidance=body.guidance)
     return GenerationRequest(
         id=id,
         prompt=body.prompt,
         width=width,
         height=height,
-        steps=steps,
-        guidance_scale=min(guidance or 0.0, MAX_GUIDANCE_SCALE),
+        steps=fit.steps,
+        guidance_scale=fit.guidance_scale,
         seed=given_or_drawn(body.seed),
-        max_sequence_length=sequence_length,
+        max_sequence_length=fit.sequence_length,
         image_format=body.output_format or "jpeg",
     )
 

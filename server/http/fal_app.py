@@ -14,12 +14,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from server.errors import InvalidRequest, MalformedHeader, ServerError
 from server.generation import (
-    MAX_GUIDANCE_SCALE,
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SIDE,
     MIN_SIDE,
-    MODEL_DEFAULT,
     SIDE_MULTIPLE,
     GenerationRequest,
     Image,
@@ -162,27 +160,21 @@ EXAMPLE: Final[dict[str, Any]] = {
 def to_request(
     sent: Input, model: ModelInfo | None, leniency: Leniency, *, id: str, priority: Priority | None
 ) -> GenerationRequest:
-    """Fill in the model's defaults; raises `InvalidRequest`.
-
-    While no model is loaded they are left to it: see `GenerationRequest.fitted`.
-    """
+    """Fill in the model's defaults; raises `InvalidRequest`."""
     width, height = nearest_size(sent.image_size.width, sent.image_size.height)
-    if model is None:
-        steps, sequence_length, guidance = sent.num_inference_steps or MODEL_DEFAULT, MODEL_DEFAULT, None
-    else:
-        steps = leniency.steps(sent.num_inference_steps, model, field="num_inference_steps")
-        sequence_length = model.default_sequence_length
-        guidance = sent.guidance_scale if model.guidance_embed else None
+    fit = leniency.fit(
+        model, steps=sent.num_inference_steps, field="num_inference_steps", guidance=sent.guidance_scale
+    )
     return GenerationRequest(
         id=id,
         prompt=sent.prompt,
         width=width,
         height=height,
-        steps=steps,
-        guidance_scale=min(guidance or 0.0, MAX_GUIDANCE_SCALE),
+        steps=fit.steps,
+        guidance_scale=fit.guidance_scale,
         seed=given_or_drawn(sent.seed),
         num_images=sent.num_images or 1,
-        max_sequence_length=sequence_length,
+        max_sequence_length=fit.sequence_length,
         image_format=sent.output_format or "jpeg",
         priority=priority,
     )

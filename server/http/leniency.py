@@ -5,16 +5,24 @@ would help nobody. Which dialects clamp steps, and whether names are checked, ar
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from fastapi import Request
 
 from server.errors import InvalidRequest, NotFound
-from server.generation import ModelInfo
+from server.generation import MAX_GUIDANCE_SCALE, MODEL_DEFAULT, ModelInfo
 from server.http.body import shown
 from server.http.exchange import exchange_of
 
 MODEL_IDS: Final = ("flux-schnell", "black-forest-labs/FLUX.1-schnell")
+
+
+class Fit(NamedTuple):
+    """Steps, text tokens and guidance of a request."""
+
+    steps: int
+    sequence_length: int
+    guidance_scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,23 @@ class Leniency:
             return min(steps, model.max_steps)
         raise InvalidRequest(
             f"{field} is {shown(steps)}; allowed: a whole number from 1 to {model.max_steps}", field=field
+        )
+
+    def fit(
+        self, model: ModelInfo | None, *, steps: int | None, field: str, guidance: float | None = None
+    ) -> "Fit":
+        """Return what the model decides of a job, by what was asked for; raises `InvalidRequest`.
+
+        While no model is loaded it is left to it: see `GenerationRequest.fitted`. `guidance` counts on
+        guidance-distilled weights only.
+        """
+        if model is None:
+            return Fit(steps or MODEL_DEFAULT, MODEL_DEFAULT, 0.0)
+        counts = guidance if guidance is not None and model.guidance_embed else 0.0
+        return Fit(
+            self.steps(steps, model, field=field),
+            model.default_sequence_length,
+            min(counts, MAX_GUIDANCE_SCALE),
         )
 
     def check_model(self, name: str | None, model: ModelInfo, http: Request, *, field: str) -> None:

@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field
 from server.generation import (
     MAX_PROMPT_CHARS,
     MAX_SEED,
-    MODEL_DEFAULT,
     GenerationRequest,
     GenerationResult,
     ImageFormat,
@@ -116,25 +115,18 @@ OUTPUT_SCHEMA: Final[dict[str, Any]] = {
 def to_request(
     sent: Input, model: ModelInfo | None, leniency: Leniency, *, id: str, field: str = "input"
 ) -> GenerationRequest:
-    """Fill in the model's defaults; raises `InvalidRequest` for what is within `field`.
-
-    While no model is loaded they are left to it: see `GenerationRequest.fitted`.
-    """
+    """Fill in the model's defaults; raises `InvalidRequest` for what is within `field`."""
     width, height = size_of(sent.aspect_ratio, sent.megapixels)
-    if model is None:
-        steps, sequence_length = sent.num_inference_steps or MODEL_DEFAULT, MODEL_DEFAULT
-    else:
-        steps = leniency.steps(sent.num_inference_steps, model, field=f"{field}.num_inference_steps")
-        sequence_length = model.default_sequence_length
+    fit = leniency.fit(model, steps=sent.num_inference_steps, field=f"{field}.num_inference_steps")
     return GenerationRequest(
         id=id,
         prompt=sent.prompt,
         width=width,
         height=height,
-        steps=steps,
+        steps=fit.steps,
         seed=given_or_drawn(sent.seed or None),
         num_images=sent.num_outputs,
-        max_sequence_length=sequence_length,
+        max_sequence_length=fit.sequence_length,
         image_format=FORMATS[sent.output_format],
         quality=max(1, sent.output_quality),
     )
