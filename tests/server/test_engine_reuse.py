@@ -21,7 +21,7 @@ from server.errors import (
 )
 from server.generation import GenerationResult, Priority
 from server.reuse import Reuse
-from tests.server.test_engine import engine_on, request, run, until, worker_pid
+from tests.server.engines import engine_on, request, run, until, worker_pid
 from tests.server.test_metrics import samples
 
 LONG = "sleep 0.5"

@@ -10,7 +10,7 @@ from server.events import Advanced, Event
 from server.generation import Forecast, Image, Preview
 from server.reuse import Reuse
 from server.roster import Watch
-from tests.server.test_engine import engine_on, request, run
+from tests.server.engines import engine_on, request, run
 
 CACHE_BYTES = 1 << 20
 SOON = Preview(index=0, step=1, data=b"soon", content_type="image/png")

@@ -18,7 +18,7 @@ from server.generation import Image, Timings
 from server.job import Job, JobKey, JobState, StoredImage, new_job_id
 from server.job_store import JobStore
 from server.picture_files import PictureFiles
-from tests.server.test_engine import request
+from tests.server.engines import request
 
 STATES = list(JobState)
 ROOT = Path(__file__).resolve().parents[2]

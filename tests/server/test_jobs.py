@@ -25,7 +25,7 @@ from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.quotas import Quotas
 from server.webhooks import Webhooks
-from tests.server.test_engine import engine_on, request
+from tests.server.engines import engine_on, request
 
 
 def job(prompt: str = "a", *, owner: str = "", deadline_s: float | None = None, **changes: Any) -> Job:

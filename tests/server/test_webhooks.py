@@ -27,7 +27,7 @@ from server.webhooks import (
     retry_after_s,
     signature,
 )
-from tests.server.test_engine import request
+from tests.server.engines import request
 
 NOW = 1_800_000_000.0
 

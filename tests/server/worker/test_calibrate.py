@@ -14,20 +14,9 @@ from model.pipeline import Pipeline, PipelineInfo, Pixels
 from server.costs import Costs, CostTable, Shape
 from server.settings import EMBEDDED_MODEL
 from server.worker.calibrate import calibrated, cost_key, keep, kept_at, load, measure
+from tests.server.worker.pipelines import INFO as FAKE
 
-INFO = PipelineInfo(
-    name="fake",
-    digest="d",
-    device="cpu",
-    dtype="float32",
-    numerics="exact",
-    quantize="none",
-    guidance_embed=False,
-    default_width=256,
-    default_height=256,
-    default_steps=4,
-    default_sequence_length=64,
-)
+INFO = replace(FAKE, default_width=256, default_height=256, default_steps=4, default_sequence_length=64)
 TABLE = CostTable(
     step_fixed_s=0.004,
     row_s=2e-5,

@@ -8,7 +8,7 @@ import pytest
 from server.protocol import frame
 from server.worker.__main__ import _receive
 from server.worker.connection import Connection
-from tests.server.worker.test_loop import running, submitted
+from tests.server.worker.pipelines import running, submitted
 
 
 def test_a_worker_that_cannot_take_a_message_in_ends_and_does_not_stay_deaf(

@@ -23,7 +23,7 @@ from server.protocol import Done, Previewed
 from server.worker.encode import Provenance
 from server.worker.previews import Moment, Previews, encode_preview
 from server.worker.stages import Work
-from tests.server.worker.test_loop import FakePipeline, FakePreviewer, FakeSample, World, images, running
+from tests.server.worker.pipelines import FakePipeline, FakePreviewer, FakeSample, World, images, running
 
 MOST = 0.1  # of a request, for three previews
 PROVENANCE = Provenance(
