@@ -21,6 +21,9 @@ MAX_GUIDANCE_SCALE = 20.0
 MODEL_DEFAULT = 0  # of steps or tokens: what the model has, filled in when it is known
 MAX_DEADLINE_MS = 3_600_000
 MAX_PREVIEWS = 3
+MIN_STRENGTH = 0.01
+MAX_ADAPTERS = 4  # of one request
+MAX_ADAPTER_SCALE = 4.0
 
 
 class Priority(StrEnum):
@@ -32,13 +35,36 @@ class Priority(StrEnum):
 URGENCY = tuple(Priority)  # the most urgent first
 
 
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """The picture that a request starts from, in raw pixels of the size that is asked for, rows from the top.
+
+    `pixels` is uint8 [height, width, 3], RGB. `strength`, from `MIN_STRENGTH` to 1, is how much of it is
+    drawn anew: at 1 it is only looked at where it is kept. `mask` is uint8 [height, width]: 255 is drawn
+    anew, 0 is kept; without it all is drawn anew. `blend` is uint8 [height, width]: the share of the model in
+    a pixel of the answer, in 255ths, the rest is `pixels`; without it the answer is the model's.
+    """
+
+    pixels: bytes
+    strength: float
+    mask: bytes | None = None
+    blend: bytes | None = None
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA by its name on this server, and what its change of the weights is multiplied by."""
+
+    name: str
+    scale: float = 1.0
+
+
 class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One picture. Sizes are in pixels; `seed` alone decides its noise.
 
     `guidance_scale` above 1 means a second pass with `negative_prompt`, or the embedded guidance on
     guidance-distilled weights. `deadline_s` is the time left when the message was written. `key` is the name
     of the API key that it runs under. `previews` are the steps after which the picture is shown as it will
-    be; they change nothing of it.
+    be; they change nothing of it. `steps` is the length of the schedule, of which a `source` leaves out the
+    beginning: `run_steps` really run.
     """
 
     id: str
@@ -57,6 +83,12 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None
     key: str
     previews: tuple[int, ...] = ()
+    source: Source | None = None
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def run_steps(self) -> int:
+        return run_steps(self.steps, self.source)
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +115,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     key: str = ""
     previews: int = 0
+    source: Source | None = None
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def run_steps(self) -> int:
+        """The steps that really run: all but those that a `source` leaves out."""
+        return run_steps(self.steps, self.source)
 
     def fitted(self, model: "ModelInfo") -> "GenerationRequest":
         """Fill in what was left to the model, and clamp the steps to what it takes.
@@ -114,7 +153,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
                 priority=self.priority or Priority.NORMAL,
                 deadline_s=self.deadline_s,
                 key=self.key,
-                previews=preview_steps(self.steps, self.previews),
+                previews=preview_steps(self.run_steps, self.previews),
+                source=self.source,
+                adapters=self.adapters,
             )
             for index in range(self.num_images)
         ]
@@ -213,6 +254,16 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     def uses_negative(self, guidance_scale: float) -> bool:
         """Whether there is a pass with the negative prompt: above 1, unless guidance is in the weights."""
         return guidance_scale > 1 and not self.guidance_embed
+
+
+def run_steps(steps: int, source: Source | None) -> int:
+    """Return how many of `steps` really run, as diffusers' FluxImg2ImgPipeline has it: the last ones.
+
+    The fraction of a step counts as a whole one: 4 steps at strength 0.6 are 3, at 0.8 all 4.
+    """
+    if source is None:
+        return steps
+    return steps - int(max(steps - min(steps * source.strength, steps), 0))
 
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:

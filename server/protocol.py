@@ -14,9 +14,10 @@ from server.costs import CostTable, StepKind
 from server.generation import Image, ImageRequest, ModelInfo, Preview, Priority
 
 FRAME_HEADER: Final = struct.Struct(">I")
-# The largest request is two prompts of 32,000 four-byte characters; the largest picture is 1536x1536
-# of noise, 7.1 MB raw, which no format grows by more than a few per cent.
-MAX_TO_WORKER_BYTES: Final = 1 << 20
+# The largest request is two prompts of 32,000 four-byte characters and a source of 1536x1536: five bytes a
+# pixel with mask and blend, 11.8 MB. The largest picture is 1536x1536 of noise, 7.1 MB raw, which no format
+# grows by more than a few per cent.
+MAX_TO_WORKER_BYTES: Final = 16 << 20
 MAX_TO_FRONT_BYTES: Final = 32 << 20
 
 
