@@ -249,9 +249,9 @@ def dialect_routers(
     return (
         native_router(engine, answers, sources),
         *replicate_routers(engine, jobs, outputs, leniency["replicate"]),  # knows OpenAI's owner/name too
-        openai_router(engine, answers, leniency["openai"]),
+        openai_router(engine, answers, sources, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
-        automatic1111_router(engine, leniency["automatic1111"]),
+        automatic1111_router(engine, sources, leniency["automatic1111"]),
         cog_router(engine, jobs, outputs, leniency["cog"]),
         *fal_routers(engine, jobs, outputs, leniency["fal"]),
         bfl_router(engine, jobs, outputs, leniency["bfl"]),

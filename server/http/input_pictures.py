@@ -14,6 +14,11 @@ PICTURE_RULE: Final = (
     "a picture (PNG, JPEG or WebP) as data:image/png;base64,…; or its URL, where the server allows that"
 )
 BASE64_RULE: Final = "a picture (PNG, JPEG or WebP) in base64, also with data:image/png;base64, before it"
+EXAMPLE_PICTURE: Final = (  # one red pixel
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4"
+    "Y2wMAAMBATPEwnsTAAAAAElFTkSuQmCC"
+)
 SHORT_CHARS: Final = 2048  # as long as a URL may be
 
 

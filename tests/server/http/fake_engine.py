@@ -146,7 +146,7 @@ class FakeEngine:
         cached, joined = self.found
         images = [picture(image) for image in request.images()]
         for number, image in enumerate(images):
-            for index, step in enumerate(preview_steps(request.steps, request.previews)):
+            for index, step in enumerate(preview_steps(request.run_steps, request.previews)):
                 watch.listen(
                     number, Preview(index=index, step=step, data=PREVIEW, content_type=image.content_type)
                 )
