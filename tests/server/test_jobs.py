@@ -16,6 +16,7 @@ import pytest
 from server.addresses import Addresses
 from server.engine import Engine
 from server.errors import NotFound, Overloaded, RateLimited
+from server.expiry import Expiry
 from server.generation import Image, Timings
 from server.job import Job, JobKey, JobState, StoredImage, new_job_id
 from server.job_store import JobStore
@@ -24,6 +25,8 @@ from server.keys import Key
 from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.quotas import Quotas
+from server.source_files import SourceFiles
+from server.uploads import Uploads
 from server.webhooks import Webhooks
 from tests.server.engines import engine_on, request
 
@@ -60,11 +63,17 @@ async def jobs_on(
         engine,
         store,
         files_in(folder),
+        SourceFiles(folder / "sources", limit_bytes=limit_bytes),
         Webhooks(store, {}, Addresses(), metrics=metrics),
+        Expiry(
+            store,
+            files_in(folder),
+            Uploads(folder / "uploads", lifetime_s=lifetime_s, limit_bytes=limit_bytes),
+            lifetime_s=lifetime_s,
+            limit_bytes=limit_bytes,
+        ),
         metrics=metrics,
         quotas=quotas or Quotas(),
-        lifetime_s=lifetime_s,
-        limit_bytes=limit_bytes,
         max_unfinished=max_unfinished,
     )
     await jobs.start()
