@@ -18,7 +18,8 @@ import structlog
 import torch
 
 from model.conditioning import Prompt
-from model.pipeline import Pipeline, PipelineInfo
+from model.info import PipelineInfo
+from model.pipeline import Pipeline
 from model.sampling import Sample
 from server import __version__
 from server.costs import CostKey, Costs, CostTable, KeptTable, Shape, StepKind, Timed, fit

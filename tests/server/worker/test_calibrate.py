@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from model.conditioning import Conditioning, ConditioningCache, Prompt
+from model.info import PipelineInfo
 from model.layout import Numerics
-from model.pipeline import Pipeline, PipelineInfo, Pixels
+from model.pipeline import Pipeline, Pixels
 from server.costs import Costs, CostTable, Shape
 from server.settings import EMBEDDED_MODEL
 from server.worker.calibrate import calibrated, cost_key, keep, kept_at, load, measure
