@@ -92,6 +92,7 @@ class Service:
 def build_service(settings: Settings) -> Service:
     """Make everything that the settings ask for; raises `KeysFileError` and `StorageUnavailable`."""
     metrics = Metrics()
+    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
     engine = Engine(
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
         metrics=metrics,
@@ -100,9 +101,9 @@ def build_service(settings: Settings) -> Service:
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=settings.image_cache_mb << 20,
+        charge=door.charge,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
     edge = Edge(
         door=door,
         usage=UsageFile(_at_home(settings.data_dir) / "usage.json", door.quotas) if door.keys else None,

@@ -204,7 +204,6 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     """All pictures of one request, in the order of their seeds.
 
     `timings` are those of the slowest picture that was made for it; where none was, all of it was waiting.
-    `device_s` is what all pictures took that were made for it.
     `cached` pictures were finished before, `joined` ones were being made for another request. `created` is
     in Unix seconds. Without a `forecast` all of it was there already.
     """
@@ -217,7 +216,6 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     cached: int = 0
     joined: int = 0
-    device_s: float = 0.0
     forecast: Forecast | None = None
 
     @property
