@@ -173,7 +173,10 @@ class RunningStep:
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A supervised process and the pictures that it has in hand; `device` is as asked for until it is ready."""
+    """A supervised process and the pictures that it has in hand.
+
+    `device` is what was asked for until the worker says which one it is.
+    """
 
     supervisor: Supervisor
     device: str
