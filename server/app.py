@@ -45,6 +45,7 @@ from server.picture_files import PictureFiles
 from server.protocol import Start
 from server.quotas import Quotas
 from server.settings import DIALECTS, Settings
+from server.signatures import Signatures
 from server.usage import UsageFile
 from server.webhooks import Webhooks
 
@@ -134,11 +135,14 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
         COG: cog_payload(outputs),
     }
     addresses = Addresses(networks(settings.webhook_allow_networks))
+    signatures = Signatures.of(store)
     jobs = Jobs(
         engine,
         store,
         files,
-        Webhooks(store, payloads, addresses, metrics=metrics),
+        Webhooks(
+            store, payloads, signatures, addresses, metrics=metrics, signers={FAL: signatures.fal_headers}
+        ),
         metrics=metrics,
         quotas=quotas,
         lifetime_s=settings.jobs_ttl_s,
