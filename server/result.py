@@ -54,6 +54,7 @@ def result_of(
         id=request.id,
         model=model,
         steps=request.steps,
+        run_steps=request.run_steps,
         images=images,
         timings=_timings(made, total_s=total_s),
         created=int(time.time()),

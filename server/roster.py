@@ -71,7 +71,7 @@ class Pending:
     worker: int | None = None
     began: bool = False  # a step of it has begun
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
-    steps_done: int = 0  # denoising steps, of those that its request has
+    steps_done: int = 0  # denoising steps, of those that run for its request
     settled: bool = False
     finished: bool = False  # settled with its picture
 
@@ -120,7 +120,7 @@ class Pending:
     def advance(self) -> None:
         """Note that a denoising step is done."""
         self.steps_done += 1
-        self.tell(Advanced(self.steps_done, self.image.steps))
+        self.tell(Advanced(self.steps_done, self.image.run_steps))
 
     def tell(self, event: Event) -> None:
         """Tell all who wait and listen."""
@@ -302,7 +302,7 @@ def _is_hopeless(supervisor: Supervisor) -> bool:
 
 def wait_for(picture: Image | Pending, request: GenerationRequest, watch: Watch) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    previews = preview_steps(request.steps, request.previews)
+    previews = preview_steps(request.run_steps, request.previews)
     waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future(), watch, previews)
     if isinstance(picture, Image):
         waiter.settle(picture)
@@ -339,7 +339,7 @@ def progress_of(pendings: Iterable[Pending], request_id: str) -> Progress:
     return Progress(
         pictures=len(awaited),
         steps_done=sum(pending.steps_done for pending in awaited),
-        steps=sum(pending.image.steps for pending in awaited),
+        steps=sum(pending.image.run_steps for pending in awaited),
     )
 
 

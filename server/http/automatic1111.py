@@ -309,7 +309,7 @@ def _progress(engine: Engine, running: Running, caller: str, *, now: float) -> d
     pictures = sum(call.request.num_images for call in calls)
     progresses = [engine.progress(call.request.id) for call in calls]
     finished = pictures - sum(progress.pictures for progress in progresses)
-    total = sum(call.request.num_images * call.request.steps for call in calls)
+    total = sum(call.request.num_images * call.request.run_steps for call in calls)
     left = sum(progress.steps - progress.steps_done for progress in progresses)
     done = (total - left) / total if total else 0.0
     since_s = now - min((call.began_s for call in calls), default=now)
@@ -326,7 +326,7 @@ def _progress(engine: Engine, running: Running, caller: str, *, now: float) -> d
             "job_timestamp": "0",
             "job_no": finished,
             "sampling_step": -(-first.steps_done // first.pictures) if first and first.pictures else 0,
-            "sampling_steps": calls[0].request.steps if calls else 0,
+            "sampling_steps": calls[0].request.run_steps if calls else 0,
         },
         "current_image": None,
         "textinfo": None,

@@ -44,7 +44,7 @@ async def generate(
     assert caller is not None, "routes that make pictures are guarded"
     request = caller.sign(request)
     exchange.note.update(
-        width=request.width, height=request.height, steps=request.steps, images=request.num_images
+        width=request.width, height=request.height, steps=request.run_steps, images=request.num_images
     )
     reuse = reuse_of(http, seeded=seeded)
 
@@ -58,7 +58,7 @@ async def generate(
             result = await unless_client_leaves(http, make() if once is None else once.answer(http, make))
     finally:
         exchange.headers |= limit_headers(caller.standings())
-    exchange.headers["X-Steps"] = str(result.steps)
+    exchange.headers["X-Steps"] = str(result.run_steps)
     return result
 
 

@@ -40,6 +40,7 @@ from server.protocol import (
 from server.worker.encode import Provenance, encode_image
 from server.worker.meter import Meter
 from server.worker.previews import Moment, Previews, encode_preview
+from server.worker.source import blended, check_source
 from server.worker.stages import Stages, Work
 
 ENCODER_THREADS: Final = 2
@@ -91,6 +92,12 @@ class Loop:
 
     def receive(self, message: ToWorker) -> None:
         """Take in what the front end sent; from any thread, and also before `run`."""
+        if isinstance(message, Submit):
+            try:
+                check_source(message.image)
+            except GenerationFailed as fault:
+                self.send(Failed(id=message.image.id, code=fault.code, message=fault.message))
+                return
         left: list[Work] = []
         with self._monitor:
             match message:
@@ -113,10 +120,11 @@ class Loop:
             id=request.id,
             width=request.width,
             height=request.height,
-            steps=request.steps,
+            steps=request.run_steps,
             arrived_s=now,
             txt_rows=request.max_sequence_length,
             passes=2 if self.pipeline.uses_negative(request.guidance_scale) else 1,
+            has_source=request.encodes_source,
             key=request.key,
             priority=request.priority,
             deadline_s=None if request.deadline_s is None else now + request.deadline_s,
@@ -250,7 +258,7 @@ class Loop:
         request = work.request
         try:
             data = encode_image(
-                pixels,
+                blended(pixels, request),
                 image_format=request.image_format,
                 quality=request.quality,
                 provenance=self._provenance(request),
@@ -283,6 +291,7 @@ class Loop:
             digest=info.digest,
             version=__version__,
             prompt=request.prompt if request.embed_prompt else None,
+            strength=None if request.source is None else request.source.strength,
         )
 
     def _report_cache(self) -> None:

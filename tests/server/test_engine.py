@@ -12,8 +12,9 @@ from server.errors import (
     GenerationFailed,
     Overloaded,
 )
-from server.generation import Priority
-from server.roster import Progress
+from server.events import Advanced, Event
+from server.generation import Preview, Priority, Source
+from server.roster import Progress, Watch
 from server.stats import ServerState
 from server.supervisor import State
 from tests.server.engines import ask, engine_on, request, run, until
@@ -118,6 +119,28 @@ def test_how_far_a_request_is_can_be_asked() -> None:
             assert await asked == Cancelled.code
             assert engine.progress("mine").pictures == 0
             others.cancel()
+
+    run(story)
+
+
+def test_a_source_leaves_out_steps_wherever_they_are_counted() -> None:
+    source = Source(pixels=bytes(3 * 256 * 256), strength=0.3)
+
+    async def story() -> None:
+        async with engine_on() as engine:
+            heard: list[Event] = []
+            watch = Watch(listen=lambda _, event: heard.append(event))
+            result = await engine.submit(request("show", steps=4, source=source, previews=3), watch=watch)
+            assert (result.steps, result.run_steps) == (4, 2)
+            assert [event for event in heard if isinstance(event, Advanced)] == [
+                Advanced(1, 2),
+                Advanced(2, 2),
+            ]
+            assert [event.step for event in heard if isinstance(event, Preview)] == [1]
+            asked = asyncio.create_task(ask(engine, request("hang", id="mine", steps=4, source=source)))
+            await until(lambda: engine.stats().in_hand == 1)
+            assert engine.progress("mine") == Progress(pictures=1, steps_done=0, steps=2)
+            asked.cancel()
 
     run(story)
 

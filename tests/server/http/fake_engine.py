@@ -158,6 +158,7 @@ class FakeEngine:
             id=request.id,
             model=self.model.name,
             steps=request.steps,
+            run_steps=request.run_steps,
             images=images,
             timings=TIMINGS,
             created=int(time.time()),
