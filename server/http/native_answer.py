@@ -24,17 +24,18 @@ event: step
 data: {"image":0,"step":1,"steps":4}
 
 event: done
-data: {"id":"...","model":"...","num_inference_steps":4,"images":[],"timings":{}}
+data: {"id":"...","model":"...","num_inference_steps":4,"run_steps":4,"images":[],"timings":{}}
 
 """
 
 
 def answer_of(result: GenerationResult) -> dict[str, Any]:
-    """Return the JSON answer."""
+    """Return the JSON answer. Of a picture to start from only the last steps run."""
     answer: dict[str, Any] = {
         "id": result.id,
         "model": result.model,
         "num_inference_steps": result.steps,
+        "run_steps": result.run_steps,
         "images": [
             {
                 "b64_json": Picture(image.data),
