@@ -22,7 +22,16 @@ from server.quotas import Quotas
 # Every other route asks for a key. Probes come from machines without one, and pages are read before one is
 # typed in; files have names that nobody guesses, and are fetched by clients that send no key.
 OPEN_ROUTES: Final = frozenset(
-    {"/", "/livez", "/readyz", "/health-check", "/docs", "/openapi.json", "/files/{name}"}
+    {
+        "/",
+        "/playground/{name}",
+        "/livez",
+        "/readyz",
+        "/health-check",
+        "/docs",
+        "/openapi.json",
+        "/files/{name}",
+    }
 )
 SCHEMES: Final = ("bearer", "key", "token")
 KEY_HEADERS: Final = ("x-key", "x-api-key")

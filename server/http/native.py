@@ -25,7 +25,7 @@ from server.generation import (
     ModelInfo,
     Priority,
 )
-from server.http.accept import accepted_types
+from server.http.accept import JSON_TYPES, accepted_types
 from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json, shown
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
@@ -45,7 +45,6 @@ from server.reuse import picture_key
 MIN_SEQUENCE_LENGTH: Final = 16
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 ANY_IMAGE: Final[dict[str, ImageFormat]] = {**IMAGE_TYPES, "image/*": "png"}
-JSON_TYPES: Final = ("application/json", "application/*", "*/*")
 CACHED_FOR_S: Final = 3600  # then the tag is asked for again, which costs no picture unless the model changed
 
 
