@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field
 from loadtests.instant_worker import PICTURE
 from loadtests.outcomes import quantile
 from loadtests.report import keep, machine
-from server.app import assemble, open_jobs, worker_starts
+from server.app import assemble, open_jobs, sources_of, worker_starts
 from server.engine import Engine
 from server.http.connection import Connection
 from server.idempotency import Answers
@@ -138,7 +138,7 @@ def serve_ours(settings: Settings, port: int) -> None:
     )
     jobs, outputs = open_jobs(settings, engine, metrics, Quotas())
     answers = Answers(0, metrics=metrics)
-    app = assemble(engine, metrics, answers, jobs, outputs)
+    app = assemble(engine, metrics, answers, jobs, outputs, sources_of(settings, outputs))
     uvicorn.run(
         app, host="127.0.0.1", port=port, http=Connection, ws="none", log_config=None, access_log=False
     )

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
 from server.addresses import Addresses, networks
+from server.decoders import Decoders
 from server.engine import Engine
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.http.access import AccessMiddleware
@@ -37,7 +38,9 @@ from server.http.outputs import Outputs, files_router
 from server.http.playground import Playground, playground_router
 from server.http.replicate import DIALECT as REPLICATE
 from server.http.replicate import replicate_payload, replicate_routers
+from server.http.sources import Sources
 from server.idempotency import Answers
+from server.image_urls import ImageUrls
 from server.job_store import JobStore
 from server.jobs import Jobs
 from server.keys import KeysFile
@@ -115,7 +118,7 @@ def build_service(settings: Settings) -> Service:
         playground=settings.playground,
     )
     jobs, outputs = open_jobs(settings, engine, metrics, door.quotas)
-    api = assemble(engine, metrics, answers, jobs, outputs, edge)
+    api = assemble(engine, metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
     return Service(api, assemble_ops(engine, metrics, api) if edge.ops_apart else None, engine)
 
 
@@ -150,6 +153,14 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
     return jobs, outputs
 
 
+def sources_of(settings: Settings, outputs: Outputs) -> Sources:
+    """Return how the pictures of requests are found and decoded; a decoder starts with the first."""
+    allowed = Addresses(networks(settings.image_url_allow_networks)) if settings.allow_image_urls else None
+    limit_bytes = settings.max_body_mb << 20
+    decoders = Decoders(max_pixels=settings.max_image_megapixels * 1_000_000, max_body_bytes=limit_bytes)
+    return Sources(decoders, ImageUrls(allowed, limit_bytes=limit_bytes), outputs.find_file)
+
+
 def leniencies(settings: Settings) -> dict[str, Leniency]:
     """Return what each dialect forgives."""
     clamped = settings.clamp_steps.split(",")
@@ -162,6 +173,7 @@ def assemble(
     answers: Answers,
     jobs: Jobs,
     outputs: Outputs,
+    sources: Sources,
     edge: Edge | None = None,
 ) -> FastAPI:
     """Put the routes of all dialects around an engine."""
@@ -174,6 +186,7 @@ def assemble(
         async with edge.usage.kept() if edge.usage else nullcontext():
             yield
             await jobs.stop()
+        await sources.decoders.stop()
 
     app = _bare(lifespan)
     app.state.door = edge.door
@@ -195,7 +208,7 @@ def assemble(
             probes_router(engine, metrics),
             *ops,
             *([playground_router(playground)] if playground else []),
-            *dialect_routers(engine, answers, jobs, outputs, edge.leniency, playground),
+            *dialect_routers(engine, answers, jobs, outputs, sources, edge.leniency, playground),
         ],
     )
     return app
@@ -234,16 +247,17 @@ def dialect_routers(
     answers: Answers,
     jobs: Jobs,
     outputs: Outputs,
+    sources: Sources,
     leniency: Mapping[str, Leniency],
     playground: Playground | None = None,
 ) -> Sequence[APIRouter]:
     """Return the routes of all dialects; of two that take a path the first answers."""
     return (
-        native_router(engine, answers),
+        native_router(engine, answers, sources),
         *replicate_routers(engine, jobs, outputs, leniency["replicate"]),  # knows OpenAI's owner/name too
-        openai_router(engine, answers, leniency["openai"]),
+        openai_router(engine, answers, sources, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
-        automatic1111_router(engine, leniency["automatic1111"]),
+        automatic1111_router(engine, sources, leniency["automatic1111"]),
         cog_router(engine, jobs, outputs, leniency["cog"], playground),
         *fal_routers(engine, jobs, outputs, leniency["fal"]),
         bfl_router(engine, jobs, outputs, leniency["bfl"]),

@@ -33,7 +33,7 @@ from server.protocol import (
     ToFront,
 )
 from server.result import announce, result_of
-from server.reuse import Gallery, Reuse, picture_key
+from server.reuse import Gallery, Reuse, picture_keys
 from server.roster import (
     UNWATCHED,
     Pending,
@@ -219,7 +219,7 @@ class Engine:
         deadline = None if request.deadline_s is None else now + request.deadline_s
         # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
         images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
-        keys = [None if reuse is Reuse.NEVER else picture_key(image, model) for image in images]
+        keys = picture_keys(images, model, reuse)
         found = [self._gallery.find(key) if key and reuse is Reuse.ALLOWED else None for key in keys]
         lacking = [image for image, picture in zip(images, found, strict=True) if picture is None]
         admitted = iter(self._let_in(lacking, model, deadline_s=request.deadline_s) if lacking else ())

@@ -143,7 +143,7 @@ _to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(
 _to_front_decoder: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
 
 
-def frame(message: ToWorker | ToFront) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """Encode one message with its four-byte big-endian length in front."""
     body = _encoder.encode(message)
     return FRAME_HEADER.pack(len(body)) + body

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import httpcore
@@ -25,10 +25,11 @@ import structlog
 
 from server import __version__
 from server.addresses import Addresses, AddressRefused
-from server.errors import InvalidRequest, StorageUnavailable
+from server.errors import StorageUnavailable
 from server.job import Job, JobKey, JobState
 from server.job_store import Delivery, JobStore
 from server.metrics import Metrics
+from server.outbound import CheckedBackend, check_url, target_of
 
 ATTEMPT_S: Final = 15.0
 ANSWER_BYTES: Final = 64 << 10
@@ -38,9 +39,6 @@ AT_ONCE_PER_HOST: Final = 2
 MAX_ATTEMPTS: Final = 10
 FIRST_RETRY_S: Final = 2.0
 LONGEST_RETRY_S: Final = 3600.0
-RESOLVE_S: Final = 2.0
-MAX_URL_CHARS: Final = 2048
-URL_RULE: Final = "an http or https URL of a public host, without user and password"
 GONE: Final = 410  # the receiver wants no more of it
 
 Outcome = Literal["delivered", "refused", "gone", "failed"]
@@ -126,7 +124,7 @@ class Webhooks:
             ssl_context=ssl.create_default_context(),
             max_connections=AT_ONCE,
             max_keepalive_connections=0,  # an address is checked for every call
-            network_backend=_CheckedBackend(self._addresses),
+            network_backend=CheckedBackend(self._addresses),
         )
         self.owe(await self._store.run(self._store.owed))
 
@@ -147,27 +145,8 @@ class Webhooks:
             call.add_done_callback(self._calls.discard)
 
     async def check(self, url: str, *, field: str) -> None:
-        """Raise `InvalidRequest` for a URL that will never be called; `field` is the client's name for it.
-
-        A name that does not resolve at the moment may do so later.
-        """
-        shown = url[:60].encode("unicode_escape").decode("ascii")
-        try:
-            parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError:
-            raise InvalidRequest(f'{field} is "{shown}"; allowed: {URL_RULE}', field=field) from None
-        plain = url.isascii() and url.isprintable() and " " not in url and len(url) <= MAX_URL_CHARS
-        if not plain or parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise InvalidRequest(f'{field} is "{shown}"; allowed: {URL_RULE}', field=field)
-        try:
-            async with asyncio.timeout(RESOLVE_S):
-                await self._addresses.of(parts.hostname, port)
-        except AddressRefused as refused:
-            message = f'{field} is "{shown}": {refused}; allowed: {URL_RULE}'
-            raise InvalidRequest(message, field=field) from None
-        except OSError:
-            return
+        """Raise `InvalidRequest` for a URL that will never be called; `field` is the client's name for it."""
+        await check_url(url, self._addresses, field=field)
 
     async def _deliver(self, delivery: Delivery) -> None:
         while True:
@@ -211,7 +190,7 @@ class Webhooks:
             async with (
                 asyncio.timeout(ATTEMPT_S),
                 self._pool.stream(
-                    "POST", _target(url), headers=list(headers.items()), content=body
+                    "POST", target_of(url), headers=list(headers.items()), content=body
                 ) as answer,
             ):
                 reason = f"status {answer.status}"
@@ -245,12 +224,6 @@ class Webhooks:
             yield
 
 
-def _target(url: SplitResult) -> httpcore.URL:
-    """Return what to call; httpcore's own reading of a URL loses what follows a semicolon in its path."""
-    target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    return httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target)
-
-
 async def _read_some(answer: httpcore.Response) -> None:
     """Take in a short answer, so that the other side is not cut off while it writes; a long one is left."""
     size_bytes = 0
@@ -258,33 +231,3 @@ async def _read_some(answer: httpcore.Response) -> None:
         size_bytes += len(chunk)
         if size_bytes > ANSWER_BYTES:
             return
-
-
-class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, whatever a name resolves to a moment later.
-
-    TLS is still verified for the name: it is the address of the connection alone that is pinned.
-    """
-
-    def __init__(self, addresses: Addresses) -> None:
-        self._addresses = addresses
-        self._network = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        error: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in await self._addresses.of(host, port):
-            try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as failed:
-                error = failed
-        raise error
-
-    async def sleep(self, seconds: float) -> None:
-        await self._network.sleep(seconds)

@@ -17,10 +17,12 @@ from server.errors import ServerError
 from server.generation import GenerationResult
 from server.http.errors import ERROR_CODES, STATUS, error_body, unexpected_error
 from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
+from server.http.room import Room
 from server.metrics import Metrics, stage_seconds
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 CLIENT_GONE: Final = 499
+LARGE_BODIES_AT_ONCE: Final = 4  # of the largest size; a body is in memory up to three times while it is read
 FAL_STATUS: Final = "/fal/queue/{owner}/{alias}/requests/{request_id}/status"  # ten times a second
 POLLED: Final = frozenset({"/livez", "/readyz", "/metrics", "/v1/status", FAL_STATUS})  # by machines
 
@@ -34,6 +36,7 @@ class AccessMiddleware:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._room = Room(LARGE_BODIES_AT_ONCE * max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +44,7 @@ class AccessMiddleware:
             return
         began_s = time.perf_counter()
         exchange = scope[SCOPE_KEY] = Exchange(
-            _request_id(Headers(scope=scope)), max_body_bytes=self._max_body_bytes
+            _request_id(Headers(scope=scope)), max_body_bytes=self._max_body_bytes, room=self._room
         )
         status, size_bytes = CLIENT_GONE, 0
 
@@ -64,6 +67,7 @@ class AccessMiddleware:
             if status == CLIENT_GONE:
                 await _send_internal_error(send_with_headers, exchange)
         finally:
+            exchange.give_room()
             exchange.note["size_bytes"] = size_bytes
             self._finish(scope, exchange, status, time.perf_counter() - began_s)
 

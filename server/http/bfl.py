@@ -24,7 +24,7 @@ from server.generation import (
     GenerationRequest,
     ModelInfo,
 )
-from server.http.body import NOT_YET, RequestBody, Text, json_schema, read_json
+from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.calls import submit_job
 from server.http.description import BODY_ERRORS, KEY_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
@@ -50,6 +50,7 @@ SIDE_RULE: Final = (
     f"pixels from 1 to 14142; what is beyond {MAX_SIDE} is made smaller in proportion, then sides are "
     f"rounded to multiples of {SIDE_MULTIPLE} from {MIN_SIDE}"
 )
+NOT_YET: Final = "nothing: it is not supported yet"
 STATUSES: Final = {**STATUS, "malformed_body": 422, "quota_exceeded": 402}
 
 AnySide = Annotated[int | None, Field(ge=1, le=14142, description=SIDE_RULE)]

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from server.engine import Engine
 from server.errors import NotReady
-from server.generation import GenerationRequest, GenerationResult
+from server.generation import GenerationRequest, GenerationResult, run_steps
 from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
 from server.http.idempotency import Once
@@ -59,7 +59,7 @@ async def generate(
             result = await unless_client_leaves(http, make() if once is None else once.answer(http, make))
     finally:
         exchange.headers |= limit_headers(caller.standings())
-    exchange.headers["X-Steps"] = str(result.steps)
+    exchange.headers["X-Steps"] = str(run_steps(result.steps, request.source))
     return result
 
 

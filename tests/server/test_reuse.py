@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from server.admission import Admission
-from server.generation import GenerationRequest, Image, ImageRequest, Priority, Timings
+from server.generation import GenerationRequest, Image, ImageRequest, Priority, Source, Timings
 from server.lru import ENTRY_BYTES
 from server.metrics import Metrics
-from server.reuse import Gallery, picture_key
+from server.reuse import Gallery, Reuse, picture_key, picture_keys
 from server.roster import Pending
 from tests.server import models
 
@@ -42,6 +42,23 @@ def test_everything_that_decides_a_picture_is_in_its_key() -> None:
         key(embed_prompt=True),
     ]
     assert all(one != other for one, other in itertools.combinations(keys, 2))
+
+
+def test_what_a_picture_starts_from_is_in_its_key() -> None:
+    starts = [
+        None,
+        Source(pixels=b"ab", strength=0.5),
+        Source(pixels=b"ab", strength=0.6),
+        Source(pixels=b"b", strength=0.5),
+        Source(pixels=b"a", strength=0.5, mask=b"b"),
+        Source(pixels=b"a", strength=0.5, blend=b"b"),
+        Source(pixels=b"", strength=0.5, mask=b"a", blend=b"b"),
+        Source(pixels=b"", strength=0.5, mask=b"ab", blend=b""),
+    ]
+    keys = [picture_keys([image(source=start)], MODEL, Reuse.ALLOWED)[0] for start in starts]
+    assert all(one != other for one, other in itertools.combinations(keys, 2))
+    assert keys[0] == key()
+    assert picture_keys([image(), image(seed=2)], MODEL, Reuse.NEVER) == [None, None]
 
 
 @pytest.mark.parametrize(

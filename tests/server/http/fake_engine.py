@@ -20,7 +20,7 @@ import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import Edge, assemble, leniencies, open_jobs
+from server.app import Edge, assemble, leniencies, open_jobs, sources_of
 from server.engine import Engine
 from server.errors import (
     DeadlineExceeded,
@@ -146,7 +146,7 @@ class FakeEngine:
         cached, joined = self.found
         images = [picture(image) for image in request.images()]
         for number, image in enumerate(images):
-            for index, step in enumerate(preview_steps(request.steps, request.previews)):
+            for index, step in enumerate(preview_steps(request.run_steps, request.previews)):
                 watch.listen(
                     number, Preview(index=index, step=step, data=PREVIEW, content_type=image.content_type)
                 )
@@ -206,7 +206,7 @@ def _serving(engine: FakeEngine, edge: Edge | None, settings: Settings) -> Itera
     answers = Answers(1 << 20, metrics=metrics)
     edge = dataclasses.replace(edge or Edge(), leniency=leniencies(settings))
     jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics, edge.door.quotas)
-    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, edge)
+    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

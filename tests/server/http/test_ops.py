@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.app import dialect_routers, leniencies, open_jobs
+from server.app import dialect_routers, leniencies, open_jobs, sources_of
 from server.engine import Engine
 from server.http.auth import OPEN_ROUTES
 from server.http.ops import ops_router, probes_router
@@ -101,7 +101,7 @@ def test_every_route_is_described_and_every_example_works(
     settings, fake = Settings(data_dir=tmp_path), cast(Engine, engine)
     jobs, outputs = open_jobs(settings, fake, metrics, Quotas())
     routers = (
-        *dialect_routers(fake, answers, jobs, outputs, leniencies(settings)),
+        *dialect_routers(fake, answers, jobs, outputs, sources_of(settings, outputs), leniencies(settings)),
         probes_router(fake, metrics),
         ops_router(metrics, FastAPI()),
     )

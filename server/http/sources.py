@@ -1,0 +1,132 @@
+"""What a request starts from: the pictures that a client sent become the `Source` of its request.
+
+Each dialect says in `Start` what it was given and under which names; here the pictures are found (in the
+request, in our own files, at a URL) and decoded in another process, and the request gets the size of what
+came of it. Messages name fields and never carry a picture.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import msgspec
+from fastapi import Request
+
+from server.decoders import Decoders
+from server.decoding import Decode, Fit, Painted, Refused, Sent
+from server.errors import InvalidRequest
+from server.generation import MIN_STRENGTH, GenerationRequest, Source
+from server.geometry import Borders
+from server.http.body import shown
+from server.http.exchange import exchange_of
+from server.http.input_pictures import BASE64_RULE, PICTURE_RULE, InputPicture
+from server.image_urls import ImageUrls
+
+DEFAULT_STRENGTH: Final = 0.6  # that of diffusers' FluxImg2ImgPipeline
+REPAINT: Final = 1.0  # where nothing was there before
+STRENGTH_RULE: Final = (
+    f"a number from {MIN_STRENGTH} to 1: how much of the picture is drawn anew, {DEFAULT_STRENGTH} if absent"
+)
+DATA_URI: Final = re.compile(r"data:[\w.+/-]*(?:;[\w.+-]+=[\w.+-]*)*;base64,", re.IGNORECASE)
+WEB: Final = ("http://", "https://")
+
+FindFile = Callable[[Request, str, str], Awaitable[bytes | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """What the fields are called in a dialect."""
+
+    image: str = "image"
+    mask: str = "mask_image"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a client said of the picture that its request starts from.
+
+    Without `strength` it is the server's default, or `mask_strength` where there is a mask. `width` and
+    `height` are those that were asked for. With `bare` base64 may come without `data:` before it.
+    """
+
+    image: InputPicture
+    mask: InputPicture | None = None
+    strength: float | None = None
+    mask_strength: float = DEFAULT_STRENGTH
+    borders: Borders | None = None
+    preserve: bool | None = None
+    width: int | None = None
+    height: int | None = None
+    fit: Fit = Fit.STRETCH
+    painted: Painted = Painted.LIGHT
+    clear_is_mask: bool = False
+    blur: int = 0
+    bare: bool = False
+    names: Names = field(default_factory=Names)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """`find_file` returns what is at a URL if that is one of this server's; the last is its field's name."""
+
+    decoders: Decoders
+    urls: ImageUrls
+    find_file: FindFile
+
+    async def begin(self, http: Request, request: GenerationRequest, start: Start) -> GenerationRequest:
+        """Return the request with its source, in the size of that; raises `InvalidRequest`.
+
+        Raises `Overloaded` or `NotReady` where it cannot be decoded now. The pictures are let go.
+        """
+        names = start.names
+        asked = Decode(
+            image=await self._sent(http, start.image, names.image, bare=start.bare),
+            mask=None
+            if start.mask is None
+            else await self._sent(http, start.mask, names.mask, bare=start.bare),
+            painted=start.painted,
+            clear_is_mask=start.clear_is_mask,
+            width=start.width,
+            height=start.height,
+            fit=start.fit,
+            borders=start.borders,
+            preserve=start.preserve is not False,
+            blur=start.blur,
+        )
+        answer = await self.decoders.decode(asked)
+        if isinstance(answer, Refused):
+            name = names.image if answer.about == "image" else names.mask
+            raise InvalidRequest(f"{name} is {answer.found}; allowed: {answer.allowed}", field=name)
+        for picture in filter(None, (start.image, start.mask)):
+            picture.let_go()
+        exchange_of(http).give_room()
+        default = DEFAULT_STRENGTH if answer.mask is None else start.mask_strength
+        source = Source(
+            pixels=answer.pixels,
+            strength=start.strength or (default if start.borders is None else REPAINT),
+            mask=answer.mask,
+            blend=answer.blend,
+        )
+        return msgspec.structs.replace(request, width=answer.width, height=answer.height, source=source)
+
+    async def _sent(self, http: Request, picture: InputPicture, name: str, *, bare: bool) -> Sent:
+        content = picture.content
+        assert content is not None, "it has not been decoded yet"
+        if isinstance(content, bytes):
+            return Sent(data=memoryview(content), base64=False)
+        if content.startswith(WEB):
+            found = await self.find_file(http, content, name)
+            return Sent(data=memoryview(found or await self.urls.fetch(content, field=name)), base64=False)
+        head = DATA_URI.match(content[:200])
+        if (head is None and (not bare or content.startswith("data:"))) or not content.isascii():
+            rule = BASE64_RULE if bare else PICTURE_RULE
+            raise InvalidRequest(f"{name} is {shown(content)}; allowed: {rule}", field=name)
+        return Sent(data=memoryview(content.encode())[head.end() if head else 0 :], base64=True)
+
+
+def check_alone(name: str, value: object, *, beside: Literal["image", "image_url"] = "image") -> None:
+    """Raise `InvalidRequest` for a field that says something of a picture that is not there."""
+    if value is not None:
+        message = f"{name} is given without {beside}; allowed: only with {beside}"
+        raise InvalidRequest(message, field=name)
