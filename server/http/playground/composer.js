@@ -91,7 +91,7 @@ export class Composer {
       field(name).value = String(values[name] ?? "");
     }
     field("embed_prompt").checked = settings.embed_prompt ?? false;
-    form.elements.namedItem("output_format").value = settings.output_format;
+    field("output_format").value = settings.output_format; // a group of radio buttons has a value too
     const auto = settings.num_inference_steps === "auto";
     field("auto_steps").checked = auto;
     if (!auto) {

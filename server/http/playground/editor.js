@@ -16,7 +16,7 @@ import { coveringPart, fittingSize } from "./sizes.js";
 /** @typedef {import("./request.js").Settings} Settings */
 /** @typedef {import("./store.js").Inputs} Inputs */
 
-const DEFAULT_STRENGTH = 0.8;
+const DEFAULT_STRENGTH = 0.6; // the server's, and 1 where the canvas is extended: nothing is there yet
 const TINT_ALPHA = 0.55;
 
 export class Editor {
@@ -26,6 +26,7 @@ export class Editor {
   #brush = new Brush({ mask: () => this.#mask, scale: () => this.#board.scale, onPaint: () => this.#draw() });
   #strength = input("strength");
   #preserve = input("preserve");
+  #strengthChosen = false;
   /** @type {ImageBitmap | null} */
   #picture = null;
   /** @type {OffscreenCanvas | null} the part of the picture that is sent */
@@ -52,7 +53,10 @@ export class Editor {
         this.#board.extend(edge, Number(/** @type {HTMLInputElement} */ (event.target).value));
       });
     }
-    this.#strength.addEventListener("input", () => this.#showStrength());
+    this.#strength.addEventListener("input", () => {
+      this.#strengthChosen = true;
+      this.#showStrength();
+    });
   }
 
   get active() {
@@ -92,7 +96,7 @@ export class Editor {
    */
   async load(file, area) {
     const picture = await createImageBitmap(file, { imageOrientation: "from-image" });
-    this.#strength.value = String(DEFAULT_STRENGTH);
+    this.#strengthChosen = false;
     this.#preserve.checked = true;
     this.#open(picture, fittingSize(picture, area));
   }
@@ -104,7 +108,8 @@ export class Editor {
    */
   async restore({ image, mask_image: mask }, settings) {
     this.#open(await createImageBitmap(image), settings);
-    this.#strength.value = String(settings.strength ?? DEFAULT_STRENGTH);
+    this.#strengthChosen = settings.strength !== undefined;
+    this.#strength.value = String(settings.strength);
     this.#preserve.checked = settings.preserve ?? true;
     this.#board.outpaint = settings.outpaint ?? NO_OUTPAINT;
     this.#showStrength();
@@ -184,9 +189,13 @@ export class Editor {
       const { width, height } = canvasSize(this.#part, outpaint);
       byId("whole-size").textContent = `${width} × ${height}`;
     }
+    this.#showStrength();
   }
 
   #showStrength() {
+    if (!this.#strengthChosen) {
+      this.#strength.value = isExtended(this.#board.outpaint) ? "1" : String(DEFAULT_STRENGTH);
+    }
     byId("strength-shown").textContent = `${Math.round(Number(this.#strength.value) * 100)} %`;
   }
 }

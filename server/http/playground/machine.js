@@ -137,8 +137,8 @@ function wordsOf({ state, model, queue }) {
 
 /** @param {any} status */
 function describe({ model, workers }) {
-  const devices = workers.map((/** @type {any} */ worker) => worker.device).join(", ");
-  return `${model.name} · ${model.quantize === "none" ? model.dtype : model.quantize} · ${devices}`;
+  const numbers = model.quantize === "none" ? model.dtype : model.quantize;
+  return [model.name, numbers, ...(workers.length > 1 ? [`${workers.length} workers`] : [])].join(" · ");
 }
 
 /**

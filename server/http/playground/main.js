@@ -21,6 +21,7 @@ import { Store } from "./store.js";
 
 const VARIATIONS = 4;
 const SUGGESTIONS = 6;
+const HEADER_HEIGHT = 52;
 const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 
 const keys = new Keys();
@@ -66,20 +67,20 @@ await gallery.load();
  */
 function make(settings, inputs) {
   composer.forgetFailures();
-  for (const run of runs) {
-    if (run.ended) {
-      run.element.remove();
-      runs.delete(run);
-    }
-  }
+  const before = [...runs].filter(({ ended }) => ended);
+  before.forEach(({ element }) => element.remove());
   const run = new Run(api, settings, inputs, {
     onPicture: (made) => gallery.add(made),
-    onFailure: (failure) => composer.showFailure(failure),
+    onFailure: (failure) => {
+      const shown = composer.showFailure(failure);
+      byId("stage").append(...(shown ? before.map(({ element }) => element) : []));
+      return shown;
+    },
     onEnd: () => machine.look(),
     actions,
   });
+  before.forEach((each) => runs.delete(each));
   runs.add(run);
-  byId("welcome").hidden = true;
   byId("stage").prepend(run.element);
   reveal(run.element);
   run.start();
@@ -124,7 +125,11 @@ async function learn({ model }) {
 
 /** @param {HTMLElement} place */
 function reveal(place) {
-  place.scrollIntoView({ block: "nearest", behavior: STILL.matches ? "auto" : "smooth" });
+  const { top } = place.getBoundingClientRect();
+  if (top > HEADER_HEIGHT && top < innerHeight / 2) {
+    return; // it is seen already
+  }
+  place.scrollIntoView({ block: "start", behavior: STILL.matches ? "auto" : "smooth" });
 }
 
 /** @param {string} prompt */

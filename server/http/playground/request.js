@@ -89,6 +89,19 @@ export function settingsOfPicture(settings, seed, steps) {
   return { ...settings, seed, num_images: 1, num_inference_steps: steps };
 }
 
+/**
+ * The fields that are sent: where a picture is extended, its size and the borders say how large it gets.
+ * @param {Settings} settings
+ * @returns {Record<string, unknown>}
+ */
+export function fieldsOf(settings) {
+  if (!settings.outpaint) {
+    return { ...settings };
+  }
+  const { width: _width, height: _height, ...fields } = settings;
+  return fields;
+}
+
 /** A seed that nobody chose, as the server draws it. */
 export function drawnSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];

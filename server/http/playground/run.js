@@ -7,7 +7,7 @@
 import { blobOf, dataUriOf } from "./bytes.js";
 import { Failure } from "./failure.js";
 import { advanced, notBegun } from "./progress.js";
-import { MAX_PREVIEWS, settingsOfPicture } from "./request.js";
+import { MAX_PREVIEWS, fieldsOf, settingsOfPicture } from "./request.js";
 import { RunView } from "./run_view.js";
 
 /** @typedef {import("./store.js").Entry} Entry */
@@ -58,7 +58,7 @@ export class Run {
 
   /** Send it, again and again where that may help, and keep what comes. */
   async start() {
-    const body = { ...this.#settings, ...(await encoded(this.#inputs)), previews: MAX_PREVIEWS };
+    const body = { ...fieldsOf(this.#settings), ...(await encoded(this.#inputs)), previews: MAX_PREVIEWS };
     while (!this.ended) {
       try {
         await this.#keep(await this.#follow(body));
@@ -92,7 +92,7 @@ export class Run {
   async #keep({ images, timings, model, num_inference_steps: steps }) {
     /** @type {Entry[]} */
     const entries = [];
-    for (const image of images) {
+    for (const image of images.reverse()) {
       const entry = await this.#listeners.onPicture({
         createdMs: Date.now(),
         picture: blobOf(image.b64_json, image.content_type),
@@ -103,7 +103,7 @@ export class Run {
         model,
         inputs: this.#inputs,
       });
-      entries.push(entry);
+      entries.unshift(entry); // kept last, the first picture is the newest: the gallery shows it first
     }
     this.#view.finish(entries);
   }

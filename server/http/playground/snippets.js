@@ -5,7 +5,7 @@
  * from the environment; pictures that are sent come from files with the names in `INPUT_FILES`.
  */
 
-import { fileName } from "./request.js";
+import { fieldsOf, fileName } from "./request.js";
 
 /** @typedef {import("./request.js").Settings} Settings */
 /**
@@ -31,7 +31,7 @@ export const LANGUAGES = [
  * @returns {Record<string, unknown>}
  */
 export function bodyOf(settings) {
-  const { num_images: _, output_format: format, ...fields } = settings;
+  const { num_images: _, output_format: format, ...fields } = fieldsOf(settings);
   return format === "png" ? fields : { ...fields, output_format: format };
 }
 

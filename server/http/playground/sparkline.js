@@ -39,7 +39,8 @@ export class Sparkline {
     this.#length = length;
     this.#floor = floor;
     this.element.setAttribute("preserveAspectRatio", "none");
-    this.element.append(this.#area, this.#line);
+    const base = svg("path", { class: "base", d: `M0 ${HEIGHT}H${WIDTH}` });
+    this.element.append(base, this.#area, this.#line);
   }
 
   /** @param {number} value */

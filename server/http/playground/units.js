@@ -2,6 +2,9 @@
 
 /** @param {number} seconds */
 export function secondsText(seconds) {
+  if (seconds === 0) {
+    return "0 s";
+  }
   if (seconds < 0.0995) {
     return `${Math.round(seconds * 1000)} ms`;
   }
