@@ -35,6 +35,7 @@ from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router, probes_router
 from server.http.outputs import Outputs, files_router
+from server.http.playground import Playground, playground_router
 from server.http.replicate import DIALECT as REPLICATE
 from server.http.replicate import replicate_payload, replicate_routers
 from server.http.sources import Sources
@@ -79,6 +80,7 @@ class Edge:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = Settings.model_fields["max_body_mb"].default << 20
     ops_apart: bool = False
+    playground: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def build_service(settings: Settings) -> Service:
         cors_origins=settings.cors_origin_list,
         max_body_bytes=settings.max_body_mb << 20,
         ops_apart=settings.ops_port is not None,
+        playground=settings.playground,
     )
     jobs, outputs = open_jobs(settings, engine, metrics, door.quotas)
     api = assemble(engine, metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
@@ -203,12 +206,14 @@ def assemble(
             max_age=PREFLIGHT_S,
         )
     ops = [] if edge.ops_apart else [ops_router(metrics, app)]
+    playground = Playground.read(docs=not edge.ops_apart) if edge.playground else None
     _include(
         app,
         [
             probes_router(engine, metrics),
             *ops,
-            *dialect_routers(engine, answers, jobs, outputs, sources, edge.leniency),
+            *([playground_router(playground)] if playground else []),
+            *dialect_routers(engine, answers, jobs, outputs, sources, edge.leniency, playground),
         ],
     )
     return app
@@ -249,6 +254,7 @@ def dialect_routers(
     outputs: Outputs,
     sources: Sources,
     leniency: Mapping[str, Leniency],
+    playground: Playground | None = None,
 ) -> Sequence[APIRouter]:
     """Return the routes of all dialects; of two that take a path the first answers."""
     return (
@@ -257,7 +263,7 @@ def dialect_routers(
         openai_router(engine, answers, sources, leniency["openai"]),
         huggingface_router(engine, leniency["huggingface"]),
         automatic1111_router(engine, sources, leniency["automatic1111"]),
-        cog_router(engine, jobs, outputs, leniency["cog"]),
+        cog_router(engine, jobs, outputs, leniency["cog"], playground),
         *fal_routers(engine, jobs, outputs, leniency["fal"]),
         bfl_router(engine, jobs, outputs, leniency["bfl"]),
         files_router(outputs.files),

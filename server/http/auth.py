@@ -25,6 +25,7 @@ from server.quotas import Quotas
 OPEN_ROUTES: Final = frozenset(
     {
         "/",
+        "/playground/{name}",
         "/livez",
         "/readyz",
         "/health-check",
