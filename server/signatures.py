@@ -70,11 +70,9 @@ class Signatures:
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """Return the public key of fal's signatures as a JSON Web Key Set (RFC 8037)."""
         public = _base64url(self.fal.public_key().public_bytes_raw())
-        named = hashlib.sha256(
-            f'{{"crv":"Ed25519","kty":"OKP","x":"{public}"}}'.encode()
-        ).digest()  # RFC 7638
+        thumbprint = hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{public}"}}'.encode())  # RFC 7638
         key = {"kty": "OKP", "crv": "Ed25519", "x": public, "alg": "EdDSA", "use": "sig"}
-        return {"keys": [key | {"kid": _base64url(named)}]}
+        return {"keys": [key | {"kid": _base64url(thumbprint.digest())}]}
 
     def token(self, key: JobKey) -> str:
         """Return what nobody can guess of a job, for an address that is asked for without a key."""

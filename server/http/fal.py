@@ -156,10 +156,9 @@ def _keys_router(signatures: Signatures) -> APIRouter:
 
     @router.get("/.well-known/jwks.json", summary="The public key of webhooks", responses=described())
     async def get_keys() -> Response:
+        content = msgspec.json.encode(signatures.jwks())
         headers = {"Cache-Control": f"public, max-age={KEYS_S}"}
-        return Response(
-            msgspec.json.encode(signatures.jwks()), media_type="application/json", headers=headers
-        )
+        return Response(content, media_type="application/json", headers=headers)
 
     return router
 
