@@ -150,13 +150,17 @@ def test_the_whole_transformer_runs_on_the_kernels() -> None:
 
 
 @torch.inference_mode()
-def test_the_decoder_runs_on_the_kernels() -> None:
+def test_the_autoencoder_runs_on_the_kernels() -> None:
     torch.manual_seed(0)
     config = AutoencoderConfig(channels=(8, 16), blocks_per_level=1, norm_groups=4, sample_size=16)
     plain, fused = Autoencoder(config, reference_ops()), Autoencoder(config, triton_ops())
     fused.load_state_dict(plain.state_dict())
     fused.to_channels_last()
-    latents = torch.randn(1, 16, 6, 4)
-    expected = plain.to(DEVICE).decode(latents.to(DEVICE))
-    actual = fused.to(DEVICE).decode(latents.to(DEVICE))
-    assert (actual - expected).norm() / expected.norm() < 1e-5
+    plain.to(DEVICE)
+    fused.to(DEVICE)
+    latents, image = torch.randn(1, 16, 6, 4, device=DEVICE), torch.randn(1, 3, 12, 8, device=DEVICE)
+    for expected, actual in (
+        (plain.decode(latents), fused.decode(latents)),
+        (plain.encode(image), fused.encode(image)),
+    ):
+        assert (actual - expected).norm() / expected.norm() < 1e-5
