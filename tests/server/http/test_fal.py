@@ -22,6 +22,7 @@ from server.http.sizes import nearest_size
 from server.job import Job, JobError, JobKey, JobState
 from server.job_store import Delivery
 from server.picture_files import PictureFiles
+from tests.server.decoder.pictures import file_of, gradient
 from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 
 APP = "fal-ai/flux/schnell"
@@ -380,3 +381,41 @@ def test_a_webhook_tells_how_a_request_failed(
     assert (told["request_id"], told["gateway_request_id"], told["status"]) == ("7", "7", "ERROR")
     assert told["error"] == f"Invalid status code: {status}"
     assert told["payload"]["error_type"] == kind
+
+
+def data_url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file_of(image)).decode()}"
+
+
+@pytest.mark.parametrize("app", ["fal-ai/flux/dev/image-to-image", "fal-ai/flux-general/inpainting", APP])
+def test_a_picture_is_where_an_app_starts(client: httpx.Client, engine: FakeEngine, app: str) -> None:
+    sent = {"prompt": "a", "image_url": data_url(gradient()), "strength": 0.4}
+    output = client.post(f"/fal/run/{app}", json=sent).json()
+    assert (output["images"][0]["width"], output["images"][0]["height"]) == gradient().size
+    asked = engine.last()
+    assert asked.source is not None
+    assert (asked.source.pixels, asked.source.strength) == (gradient().tobytes(), 0.4)
+    submitted = client.post(f"/fal/queue/{app}", json=sent | {"strength": None}).json()
+    assert finished(client, submitted)["status"] == "COMPLETED"
+    assert engine.last().source.strength == 0.6  # type: ignore[union-attr]
+
+
+def test_masks_and_sizes_count_with_a_picture_and_without_one_nothing_does(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    mask = Image.new("L", (512, 256))
+    mask.paste(255, (0, 0, 200, 256))
+    sent = {"prompt": "a", "image_url": data_url(gradient(512, 256)), "mask_url": data_url(mask)}
+    client.post(RUN, json=sent | {"image_size": {"width": 256, "height": 256}})
+    found = engine.last().source
+    assert found is not None
+    middle = mask.crop((128, 0, 384, 256))
+    assert (found.mask, found.blend, found.strength) == (middle.tobytes(), middle.tobytes(), 1.0)
+    client.post(RUN, json={"prompt": "a", "strength": 0.95})
+    assert (engine.last().source, engine.last().width) == (None, 1024)
+
+
+def test_a_picture_that_is_none_is_refused_in_both_ways(client: httpx.Client) -> None:
+    for path in (RUN, SUBMIT):
+        answer = client.post(path, json={"prompt": "a", "image_url": "data:image/png;base64,AAAA"})
+        assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "image_url"])

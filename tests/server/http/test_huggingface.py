@@ -10,6 +10,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
+from tests.server.decoder.pictures import file_of, gradient
 from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 from tests.server.models import MODEL
 
@@ -148,3 +149,29 @@ def test_a_model_in_the_address_may_be_any_unless_names_are_checked(client: http
         assert refused.json()["error"].startswith('model is "stabilityai/sdxl-turbo"; allowed: flux-schnell')
         for known in ("/hf", "/hf/models/black-forest-labs/FLUX.1-schnell", "/hf/models/fake"):
             assert httpx.post(f"{url}{known}", json=sent).status_code == 200
+
+
+def test_the_official_client_starts_from_a_picture(api: InferenceClient, engine: FakeEngine) -> None:
+    sent = file_of(gradient())
+    image = api.image_to_image(sent, prompt="a cat", num_inference_steps=4, strength=0.5, seed=3)
+    assert image.size == gradient().size
+    asked = engine.last()
+    assert (asked.prompt, asked.seed) == ("a cat", 3)
+    assert asked.source is not None
+    assert (asked.source.pixels, asked.source.strength) == (gradient().tobytes(), 0.5)
+    api.image_to_image(sent, prompt="a cat", target_size={"width": 256, "height": 512})  # type: ignore[arg-type]
+    assert (engine.last().width, engine.last().height) == (256, 512)
+
+
+def test_a_picture_without_a_word_is_a_picture(api: InferenceClient, engine: FakeEngine) -> None:
+    for parameters in ({}, {"seed": 3}):  # the file itself, and base64
+        api.image_to_image(file_of(gradient(), "JPEG"), **parameters)
+        assert engine.last().prompt == ""
+        assert engine.last().source is not None
+
+
+def test_what_is_no_picture_is_refused_in_the_dialect_s_shape(api: InferenceClient) -> None:
+    with pytest.raises(HfHubHTTPError, match="inputs is a file of another kind"):
+        api.image_to_image(b"GIF89a", prompt="a")
+    with pytest.raises(HfHubHTTPError, match=r"parameters\.strength is 2; allowed: a number from"):
+        api.image_to_image(file_of(gradient()), prompt="a", strength=2)
