@@ -47,7 +47,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
-    """Forget this picture at the next step boundary; a `Failed` says that it is forgotten."""
+    """Forget this picture at the next step boundary; a `Failed` then says so, unless it has its answer."""
 
     id: str
 
@@ -109,11 +109,15 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """This picture cannot be made; `code` is one of `server.errors`."""
+    """This picture cannot be made, or is forgotten; `code` is one of `server.errors`.
+
+    `device_s` is its share of the steps that it took part in.
+    """
 
     id: str
     code: str
     message: str
+    device_s: float = 0.0
 
 
 class CacheReport(msgspec.Struct, frozen=True, kw_only=True, tag="cache"):

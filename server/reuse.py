@@ -5,13 +5,13 @@ The engine looks here before it admits work; the HTTP edge uses the same keys as
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import Enum, auto
 
 import msgspec
 
 from server import __version__
-from server.generation import Image, ImageRequest, ModelInfo, Priority, Source
+from server.generation import Image, ImageRequest, ModelInfo, Priority
 from server.lru import Lru
 from server.metrics import Metrics
 from server.roster import Pending
@@ -29,19 +29,11 @@ class Reuse(Enum):
     NEVER = auto()
 
 
-def picture_keys(images: Sequence[ImageRequest], model: ModelInfo, reuse: Reuse) -> list[str | None]:
-    """Return the keys of the pictures of one request, which all start from the same source."""
-    if reuse is Reuse.NEVER:
-        return [None] * len(images)
-    begun = _digest(images[0].source)
-    return [picture_key(msgspec.structs.replace(image, source=None), model, begun) for image in images]
-
-
-def picture_key(image: ImageRequest, model: ModelInfo, begun: str = "") -> str:
+def picture_key(image: ImageRequest, model: ModelInfo) -> str:
     """Return a digest of all that decides the bytes of a picture, and of nothing that has no say in them.
 
     Without a pass for it the negative prompt has none, nor has guidance that is off, nor the quality of a
-    format without loss. `begun` is the digest of what it starts from.
+    format without loss, nor the pixels of a source that nobody looks at.
     """
     negative = model.uses_negative(image.guidance_scale)
     decides = msgspec.structs.replace(
@@ -54,23 +46,19 @@ def picture_key(image: ImageRequest, model: ModelInfo, begun: str = "") -> str:
         deadline_s=None,
         key="",
         previews=(),
+        source=None,
     )
-    text = msgspec.json.encode((decides, begun, model.decides, __version__))
+    text = msgspec.json.encode((decides, _source_key(image), model.decides, __version__))
     return hashlib.sha256(text).hexdigest()[:32]
 
 
-def _digest(source: Source | None) -> str:
-    """Return a digest of a source: of 12 MB in 10 ms, where text of it would take ten times as long."""
-    if source is None:
-        return ""
-    lengths = (
-        source.strength,
-        *(None if part is None else len(part) for part in (source.mask, source.blend)),
-    )
-    digest = hashlib.sha256(msgspec.json.encode(lengths))
-    for part in (source.pixels, source.mask or b"", source.blend or b""):
-        digest.update(part)
-    return digest.hexdigest()
+def _source_key(image: ImageRequest) -> tuple[int, str, str | None, str | None] | None:
+    """Return what decides of a source: the strength only by the steps that it leaves."""
+    if image.source is None:
+        return None
+    pixels, mask, blend = image.source.digests
+    is_seen = image.encodes_source or blend is not None
+    return image.run_steps, pixels if is_seen else "", mask, blend
 
 
 class Gallery:

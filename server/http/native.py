@@ -231,7 +231,7 @@ def native_router(engine: Engine, answers: Answers, sources: Sources) -> APIRout
             return await event_response(http, NativeScript(request), lambda watch: make(watch=watch))
         _check_no_previews(body)
         result = await make()
-        return picture_response(result.images[0]) if raw else pictures_response(answer_of(result, request))
+        return picture_response(result.images[0]) if raw else pictures_response(answer_of(result))
 
     @router.get(
         "/v1/generate",

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from server.errors import ServerError
 from server.events import Advanced, Event
-from server.generation import Forecast, GenerationRequest, GenerationResult, Image, Preview, run_steps
+from server.generation import Forecast, GenerationRequest, GenerationResult, Image, Preview
 from server.http.errors import STATUS, error_kind, error_object
 from server.http.pictures import Picture
 from server.http.story import Words
@@ -29,13 +29,13 @@ data: {"id":"...","model":"...","num_inference_steps":4,"run_steps":4,"images":[
 """
 
 
-def answer_of(result: GenerationResult, request: GenerationRequest) -> dict[str, Any]:
-    """Return the JSON answer to `request`. A picture to start from has only the last steps run."""
+def answer_of(result: GenerationResult) -> dict[str, Any]:
+    """Return the JSON answer. Of a picture to start from only the last steps run."""
     answer: dict[str, Any] = {
         "id": result.id,
         "model": result.model,
         "num_inference_steps": result.steps,
-        "run_steps": run_steps(result.steps, request.source),
+        "run_steps": result.run_steps,
         "images": [
             {
                 "b64_json": Picture(image.data),
@@ -80,7 +80,7 @@ class NativeScript:
 
     def end(self, result: GenerationResult) -> Words:
         """The answer is what it is without a stream."""
-        return "done", answer_of(result, self.request)
+        return "done", answer_of(result)
 
     def fail(self, error: ServerError) -> Words:
         """The body of an error is what it is without a stream."""

@@ -26,8 +26,9 @@ from model.device import (
     choose_memory,
     choose_numerics,
 )
+from model.info import PipelineInfo
 from model.lending import Memory
-from model.pipeline import Pipeline, PipelineInfo
+from model.pipeline import Pipeline
 from model.preview import Previewer
 from model.progress import loading_bar
 from model.quantization import QuantizeName

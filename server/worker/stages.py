@@ -19,6 +19,7 @@ from server.batcher import Entry
 from server.costs import Costs, StepKind
 from server.errors import GenerationFailed, OutOfMemory
 from server.generation import ImageRequest, Timings
+from server.worker.source import source_of
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class Work:
     sample: Sample | None = None
     pixels: Pixels | None = None
     failure: GenerationFailed | None = None
+    forgotten: bool = False  # nobody wants it any more
     text_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -155,6 +157,7 @@ class Stages:
                 steps=work.request.steps,
                 seed=work.request.seed,
                 guidance_scale=work.request.guidance_scale,
+                source=source_of(work.request),
             )
 
     def _prompts(self, request: ImageRequest) -> list[Prompt]:

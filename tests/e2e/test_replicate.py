@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import replicate
 import standardwebhooks
@@ -232,8 +233,11 @@ def test_accepted_predictions_survive_a_front_end_that_is_killed(tmp_path: Path)
             late = [
                 client.predictions.create(version=MODEL, input=SMALL | {"num_outputs": 2}) for _ in range(3)
             ]
+            (worker,) = psutil.Process(server.process.pid).children()
             server.process.kill()
             server.process.wait()
+            psutil.wait_procs([worker], timeout=5)
+            assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "it dies with it"
         with running_server(tmp_path, *arguments) as server, client_of(server) as client:
             for each in (early, done, *late):
                 found = client.predictions.get(each.id)

@@ -24,6 +24,7 @@ from server.keys import Key
 from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.quotas import Quotas
+from server.signatures import Signatures
 from server.webhooks import Webhooks
 from tests.server.engines import engine_on, request
 
@@ -60,7 +61,7 @@ async def jobs_on(
         engine,
         store,
         files_in(folder),
-        Webhooks(store, {}, Addresses(), metrics=metrics),
+        Webhooks(store, {}, Signatures.of(store), Addresses(), metrics=metrics),
         metrics=metrics,
         quotas=quotas or Quotas(),
         lifetime_s=lifetime_s,
