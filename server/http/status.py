@@ -27,7 +27,6 @@ class Model:
     default_height: int
     default_steps: int
     max_steps: int
-    guidance_embed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +96,4 @@ def _model(engine: Engine) -> Model | None:
         default_height=info.default_height,
         default_steps=info.default_steps,
         max_steps=info.max_steps,
-        guidance_embed=info.guidance_embed,
     )

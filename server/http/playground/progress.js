@@ -78,12 +78,12 @@ export function wordsOf({ position, step, steps }) {
  */
 export function summaryOf(progress) {
   if (progress.some(({ steps }) => steps > 0)) {
-    const [step, steps] = [sum(progress, "step"), sum(progress, "steps")];
     if (progress.length === 1) {
       return capitalised(wordsOf(progress[0]));
     }
-    const finished = progress.filter((picture) => picture.steps > 0 && picture.step === picture.steps).length;
-    return finished === progress.length ? "Decoding" : `Step ${step} of ${Math.max(steps, step)} in all`;
+    const done = progress.reduce((sum, { step }) => sum + step, 0);
+    const all = progress.length * Math.max(...progress.map(({ steps }) => steps));
+    return done === all ? "Decoding" : `Step ${done} of ${all} in all`;
   }
   const positions = progress.flatMap(({ position }) => (position === null ? [] : [position]));
   if (positions.length === 0) {
@@ -100,14 +100,6 @@ export function summaryOf(progress) {
 export function predictedOf(progress) {
   const known = progress.flatMap(({ predictedS }) => (predictedS === null ? [] : [predictedS]));
   return known.length === 0 ? null : Math.max(...known);
-}
-
-/**
- * @param {Progress} progress
- * @param {"step" | "steps"} field
- */
-function sum(progress, field) {
-  return progress.reduce((total, picture) => total + picture[field], 0);
 }
 
 /** @param {string} words */

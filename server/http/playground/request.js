@@ -35,8 +35,6 @@
 export const MAX_IMAGES = 8;
 export const MAX_PREVIEWS = 3;
 export const MAX_SEED = 2 ** 53 - 1;
-export const MAX_GUIDANCE_SCALE = 20;
-export const DRAWN_SEED_LIMIT = 2 ** 32;
 
 const NUMBERS = [
   "width",
@@ -113,7 +111,7 @@ export function drawnSeed() {
  * @param {string} contentType
  */
 export function fileName({ prompt, seed }, contentType) {
-  const words = prompt.normalize("NFKD").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+  const words = prompt.normalize("NFC").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
   let name = "";
   for (const word of words) {
     if (name.length + word.length > 47) {
