@@ -110,15 +110,6 @@ def test_steps_beyond_the_model_are_refused_unless_they_are_clamped() -> None:
     assert engine.last().steps == 12
 
 
-def test_a_client_that_leaves_takes_its_prediction_along() -> None:
-    engine = FakeEngine()
-    with serving(engine) as url, httpx.Client(base_url=url) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.request(WAIT.method, WAIT.path, json=WAIT.body, timeout=0.3)
-        wait_until(lambda: bool(engine.cancelled))
-        assert ask(client, Asked("POST", "/predictions/running/cancel"))["status"] == 404
-
-
 def test_nobody_sees_or_ends_the_prediction_of_another() -> None:
     engine = FakeEngine()
     cancel = Asked("POST", "/predictions/running/cancel")
