@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.config import ScheduleConfig
+from model.lora import Scaled
 
 LATENT_CHANNELS = 16
 PIXELS_PER_LATENT = 8
@@ -32,7 +33,7 @@ class Sample:
     """One picture on its way. `latents` are packed, [tokens, 64], float32, noise at the start.
 
     With classifier-free guidance `passes` has two entries, the prompt and the negative prompt. `before` is
-    what `latents` were before the last step.
+    what `latents` were before the last step. `adapters` hold for all its passes.
     """
 
     width: int
@@ -43,6 +44,7 @@ class Sample:
     latents: Tensor
     step: int = 0
     before: Tensor | None = None
+    adapters: tuple[Scaled, ...] = ()
 
     @property
     def finished(self) -> bool:
