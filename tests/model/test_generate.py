@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from model.generate import main
-from tests.model.parity import source_pixels
+from tests.pictures import source_pixels
 
 
 def test_a_picture_of_another_size_and_kind_is_started_from_and_kept_where_the_mask_is_black(
