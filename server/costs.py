@@ -226,6 +226,17 @@ class Costs:
             decode_s=self.decode_s(shape),
         )
 
+    def parts(self, kind: StepKind, shapes: Sequence[Shape]) -> list[float]:
+        """Return each picture's part in a step, together 1: that of its tokens, or of its source's encoding.
+
+        Without this whoever brings only a text would pay for half of the source beside it.
+        """
+        weights = [float(shape.passes * image_tokens(shape.width, shape.height)) for shape in shapes]
+        if kind is StepKind.ENCODE and any(shape.has_source for shape in shapes):
+            weights = [self.encode_s((shape,)) for shape in shapes]
+        total = sum(weights)
+        return [weight / total if total else 1 / len(weights) for weight in weights]
+
     @property
     def full_s(self) -> float:
         """Sum of `rows_s` from which a step is full: growing it further hardly pays.
