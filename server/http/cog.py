@@ -60,7 +60,7 @@ from server.webhooks import Payload
 
 DIALECT: Final = "cog"
 COG_VERSION: Final = "0.23.1"  # whose answers these are
-PREDICTION_ID: Final = re.compile(r"[^\x00-\x1f\x7f/]{1,128}")
+PREDICTION_ID: Final = re.compile(r"^[^\x00-\x1f\x7f/]{1,128}$")
 ASYNC: Final = "respond-async"
 ID_RULE: Final = "text of 1 to 128 characters, without slashes and control characters"
 STATUSES: Final = {

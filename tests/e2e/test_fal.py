@@ -138,5 +138,6 @@ def test_the_vercel_ai_sdk_with_fal_and_black_forest_labs(server: Server) -> Non
     for provider, found in json.loads(run_node("aisdk-fal-bfl.mjs", server.url)).items():
         assert found["one"] == {"value": ["jpeg"]}, provider
         assert found["several"] == {"value": ["jpeg"] * 3}, provider
+        assert found["edited"] == {"value": ["jpeg"]}, provider
         assert (found["bad"]["error"], found["bad"]["status"]) == ("AI_APICallError", 422), provider
         assert "seed is -1; allowed: " in found["bad"]["message"], provider
