@@ -30,6 +30,7 @@ from loadtests.outcomes import quantile
 from loadtests.report import keep, machine
 from server.app import assemble, open_jobs, sources_of, worker_starts
 from server.engine import Engine
+from server.http.auth import Door
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
@@ -134,6 +135,7 @@ def serve_ours(settings: Settings, port: int) -> None:
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=0,
+        charge=Door().charge,
         command=WORKER,
     )
     jobs, outputs = open_jobs(settings, engine, metrics, Quotas())

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
 from server.addresses import Addresses, networks
 from server.decoders import Decoders
 from server.engine import Engine
-from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.expiry import Expiry
 from server.http.access import AccessMiddleware
 from server.http.auth import Door
@@ -26,7 +24,6 @@ from server.http.bfl import DIALECT as BFL
 from server.http.bfl import bfl_payload, bfl_router
 from server.http.cog import DIALECT as COG
 from server.http.cog import cog_payload, cog_router
-from server.http.errors import render_error
 from server.http.fal import fal_routers
 from server.http.fal_queue import DIALECT as FAL
 from server.http.fal_queue import fal_payload
@@ -37,9 +34,11 @@ from server.http.openai import openai_router
 from server.http.ops import ops_router, probes_router
 from server.http.outputs import Outputs, files_router
 from server.http.own_files import OwnFiles
+from server.http.playground import Playground, playground_router
 from server.http.replicate import DIALECT as REPLICATE
 from server.http.replicate import replicate_payload, replicate_routers
 from server.http.sources import Sources
+from server.http.unrouted import answer_unrouted, render_error
 from server.idempotency import Answers
 from server.image_urls import ImageUrls
 from server.job_store import JobStore
@@ -50,6 +49,7 @@ from server.picture_files import PictureFiles
 from server.protocol import Start
 from server.quotas import Quotas
 from server.settings import DIALECTS, Settings
+from server.signatures import Signatures
 from server.source_files import SourceFiles
 from server.uploads import Uploads
 from server.usage import UsageFile
@@ -82,6 +82,7 @@ class Edge:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = Settings.model_fields["max_body_mb"].default << 20
     ops_apart: bool = False
+    playground: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class Service:
 def build_service(settings: Settings) -> Service:
     """Make everything that the settings ask for; raises `KeysFileError` and `StorageUnavailable`."""
     metrics = Metrics()
+    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
     engine = Engine(
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
         metrics=metrics,
@@ -107,9 +109,9 @@ def build_service(settings: Settings) -> Service:
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=settings.image_cache_mb << 20,
+        charge=door.charge,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
     edge = Edge(
         door=door,
         usage=UsageFile(_at_home(settings.data_dir) / "usage.json", door.quotas) if door.keys else None,
@@ -117,6 +119,7 @@ def build_service(settings: Settings) -> Service:
         cors_origins=settings.cors_origin_list,
         max_body_bytes=settings.max_body_mb << 20,
         ops_apart=settings.ops_port is not None,
+        playground=settings.playground,
     )
     jobs, outputs = open_jobs(settings, engine, metrics, door.quotas)
     api = assemble(engine, metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
@@ -141,12 +144,15 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
         COG: cog_payload(outputs),
     }
     addresses = Addresses(networks(settings.webhook_allow_networks))
+    signatures = Signatures.of(store)
     jobs = Jobs(
         engine,
         store,
         files,
         SourceFiles(folder / "sources", limit_bytes=limit_bytes),
-        Webhooks(store, payloads, addresses, metrics=metrics),
+        Webhooks(
+            store, payloads, signatures, addresses, metrics=metrics, signers={FAL: signatures.fal_headers}
+        ),
         Expiry(
             store,
             files,
@@ -205,7 +211,9 @@ def assemble(
 
     app = _bare(lifespan)
     app.state.door = edge.door
-    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=edge.max_body_bytes)
+    app.add_middleware(
+        AccessMiddleware, metrics=metrics, max_body_bytes=edge.max_body_bytes, render=render_error
+    )
     if edge.cors_origins:  # around all, so that a browser can read every failure
         app.add_middleware(
             CORSMiddleware,
@@ -216,12 +224,14 @@ def assemble(
             max_age=PREFLIGHT_S,
         )
     ops = [] if edge.ops_apart else [ops_router(metrics, app)]
+    playground = Playground.read(docs=not edge.ops_apart) if edge.playground else None
     _include(
         app,
         [
             probes_router(engine, metrics),
             *ops,
-            *dialect_routers(engine, answers, jobs, outputs, sources, edge.leniency),
+            *([playground_router(playground)] if playground else []),
+            *dialect_routers(engine, answers, jobs, outputs, sources, edge.leniency, playground),
         ],
     )
     return app
@@ -231,7 +241,7 @@ def assemble_ops(engine: Engine, metrics: Metrics, api: FastAPI) -> FastAPI:
     """Put what is for those who run the server into an application of its own, which asks for no key."""
     app = _bare()
     app.state.door = Door()
-    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=0)
+    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=0, render=render_error)
     _include(app, [probes_router(engine, metrics), ops_router(metrics, api)])
     return app
 
@@ -252,7 +262,7 @@ def _include(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
-    app.add_exception_handler(HTTPException, _answer_unrouted(routes))
+    app.add_exception_handler(HTTPException, answer_unrouted(routes))
 
 
 def dialect_routers(
@@ -262,6 +272,7 @@ def dialect_routers(
     outputs: Outputs,
     sources: Sources,
     leniency: Mapping[str, Leniency],
+    playground: Playground | None = None,
 ) -> Sequence[APIRouter]:
     """Return the routes of all dialects; of two that take a path the first answers."""
     return (
@@ -272,7 +283,7 @@ def dialect_routers(
         openai_router(engine, answers, sources, leniency["openai"]),
         huggingface_router(engine, sources, leniency["huggingface"]),
         automatic1111_router(engine, sources, leniency["automatic1111"]),
-        cog_router(engine, jobs, outputs, sources, leniency["cog"]),
+        cog_router(engine, jobs, outputs, sources, leniency["cog"], playground),
         *fal_routers(engine, jobs, outputs, sources, leniency["fal"]),
         bfl_router(engine, jobs, outputs, sources, leniency["bfl"]),
         files_router(outputs.files),
@@ -312,27 +323,3 @@ def _at_home(path: Path) -> Path:
         return path.expanduser().absolute()
     except RuntimeError:
         return Path(tempfile.gettempdir(), *path.parts[1:])
-
-
-def _answer_unrouted(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception], Response]:
-    """Return the handler of what no route takes; it answers in the shape of every other error."""
-
-    def answer(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException), "registered for this kind only"
-        if error.status_code == 405:
-            allowed = ", ".join(sorted(_methods_at(request, routes)))
-            message = f"{request.method} is not allowed here; allowed: {allowed}"
-            response = render_error(request, MethodNotAllowed(message))
-            response.headers["Allow"] = allowed
-            return response
-        if error.status_code == 404:
-            return render_error(request, NotFound("there is nothing at this path; /docs lists what there is"))
-        return render_error(request, InvalidRequest(str(error.detail)))
-
-    return answer
-
-
-def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> set[str]:
-    """Return the methods of every route at the path of `request`; one route does not know the others."""
-    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return {method for route in here if isinstance(route, Route) for method in route.methods or ()}

@@ -184,10 +184,14 @@ class Batcher:
             place.joined_s = place.left_s
             place.settle()
 
-    def cancel(self, entry_id: str) -> None:
-        """Forget a picture, if it is still in hand; a step that it takes part in ends without it."""
+    def cancel(self, entry_id: str) -> bool:
+        """Forget a picture, if it is still in hand; a step that it takes part in ends without it.
+
+        Returns whether there is such a step.
+        """
         if place := self._places.pop(entry_id, None):
             self._clock.leave(place.share, left_s=place.left_s)
+        return place is not None and place.running
 
     def plan(self, now: float, lane: Lane = ONE_LANE) -> Step | None:
         """Return the next step of `lane`, or None when all that it could take is in a step already."""

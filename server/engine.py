@@ -7,7 +7,7 @@ or with one error of `server.errors`.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -21,7 +21,6 @@ from server.generation import GenerationRequest, GenerationResult, Image, ImageR
 from server.metrics import Metrics
 from server.protocol import (
     CacheReport,
-    Cancel,
     Done,
     Failed,
     Previewed,
@@ -67,6 +66,8 @@ class Engine:
     these suspects run once more, one at a time and alone on one worker, so that one which kills again takes
     no neighbour with it; other workers go on with everything else. A worker that has work and says nothing
     for `hang_s`, or whose step takes that long, is taken for dead.
+
+    `charge` is told of an API key and the device-seconds that a picture took for it, finished or not.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Engine:
         auto_steps_backlog_s: Sequence[float],
         hang_s: float,
         image_cache_bytes: int,
+        charge: Callable[[str, float], None],
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
+        self._charge = charge
         self._admission = Admission(max_backlog_s, auto_steps_backlog_s)
         self._default_deadline_s = default_deadline_s
         self._hang_s = hang_s
@@ -102,7 +105,8 @@ class Engine:
                     on_message=partial(self._hear, index),
                     on_change=partial(self._change, index),
                     command=command,
-                )
+                ),
+                start.device,
             )
             for index, start in enumerate(starts)
         ]
@@ -261,11 +265,7 @@ class Engine:
             if pending in queue:
                 queue.remove(pending)
         if pending.worker is not None:
-            worker = self._workers[pending.worker]
-            if worker.in_hand.pop(pending.image.id, None) is not None:
-                worker.owed.add(pending.image.id)
-                worker.supervisor.send(Cancel(id=pending.image.id))
-            worker.alone = worker.alone and bool(worker.in_hand)
+            self._workers[pending.worker].forget(pending)
 
     def _dispatch(self) -> None:
         """Hand out what waits: suspects alone to one worker, everything else to the others."""
@@ -301,9 +301,9 @@ class Engine:
             case Ready(model=model, costs=costs):
                 self._learn(index, model, costs)
             case Done(id=image_id, image=image):
-                self._settle(index, image_id, image)
-            case Failed(id=image_id, code=code, message=reason):
-                self._settle(index, image_id, from_code(code, reason))
+                self._settle(index, image_id, image, device_s=image.timings.device_s)
+            case Failed(id=image_id, code=code, message=reason, device_s=device_s):
+                self._settle(index, image_id, from_code(code, reason), device_s=device_s)
             case Stepping(lane=lane, ids=ids):
                 self._workers[index].begin_step(lane, ids, now)
             case Stepped():
@@ -320,13 +320,12 @@ class Engine:
         for pending in self._workers[index].end_step(stepped):
             self._admission.progress(pending.admitted, stepped.kind)
 
-    def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
-        """Give an answer to the picture of this very id; one that nobody waits for is dropped."""
-        worker = self._workers[index]
-        pending = worker.in_hand.pop(image_id, None)
-        worker.owed.discard(image_id)
-        worker.alone = worker.alone and bool(worker.in_hand)
-        if pending is None or pending.settled:
+    def _settle(self, index: int, image_id: str, answer: Image | ServerError, *, device_s: float) -> None:
+        """Charge what the picture of this very id took, and answer it; if nobody waits that is dropped."""
+        pending = self._workers[index].give_back(image_id)
+        if pending is not None:
+            self._charge(pending.payer, device_s)
+        if pending is None or pending.settled or not pending.waiters:
             log.debug("answer_without_question", worker=index, image=image_id)
         elif isinstance(answer, DeadlineExceeded) and pending.prolonged:
             # It was dropped before the worker heard that somebody has more time.
@@ -350,6 +349,7 @@ class Engine:
             self._workers[index].supervisor.refuse(reason)
             return
         self._model = served
+        self._workers[index].device = model.device
         self._admission.start_from(costs)
         self._metrics.model(model)
 

@@ -53,7 +53,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def digests(self) -> tuple[str, str | None, str | None]:
-        """SHA-256 of pixels, mask and blend, found once: 12 ms for the largest of them."""
+        """SHA-256 of pixels, mask and blend, found once: some 10 ms for the largest of them."""
         mask, blend = (None if each is None else _digest(each) for each in (self.mask, self.blend))
         return _digest(self.pixels), mask, blend
 
@@ -218,7 +218,6 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `steps` is the length of the schedule, of which `run_steps` really ran.
     `timings` are those of the slowest picture that was made for it; where none was, all of it was waiting.
-    `device_s` is what all pictures took that were made for it.
     `cached` pictures were finished before, `joined` ones were being made for another request. `created` is
     in Unix seconds. Without a `forecast` all of it was there already.
     """
@@ -232,7 +231,6 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     cached: int = 0
     joined: int = 0
-    device_s: float = 0.0
     forecast: Forecast | None = None
 
     @property

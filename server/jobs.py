@@ -317,18 +317,13 @@ class Jobs:
                 change |= {"images": images, "timings": result.timings}
             moved = await self._end(live, **change)
             if moved and result is not None:
-                self._account(live.job, result)
+                self._metrics.result(result)
         except (StorageUnavailable, OSError) as fault:
             log.error("job_not_stored", job=live.job.key.id, reason=str(fault))
             moved = False
         if not moved:
             await asyncio.to_thread(self._files.drop, [image.name for image in images])
         return moved or live.job.state.final
-
-    def _account(self, job: Job, result: GenerationResult) -> None:
-        self._metrics.result(result)
-        if job.key.owner:
-            self._quotas.spend(job.key.owner, result.device_s, self._clock())
 
     async def _end(self, live: _Live, **change: Any) -> bool:  # noqa: ANN401 - fields of Job
         """Store a final state; False if the job has one already."""

@@ -61,7 +61,6 @@ def result_of(
         cached=cached,
         joined=joined,
         forecast=forecast,
-        device_s=math.fsum(timings.device_s for timings in made),
     )
 
 

@@ -22,7 +22,7 @@ from server.generation import (
     Priority,
     preview_steps,
 )
-from server.protocol import Previewed, Revise, Stepped
+from server.protocol import Cancel, Previewed, Revise, Stepped
 from server.router import Load
 from server.supervisor import State, Supervisor
 
@@ -74,6 +74,11 @@ class Pending:
     steps_done: int = 0  # denoising steps, of those that run for its request
     settled: bool = False
     finished: bool = False  # settled with its picture
+
+    @property
+    def payer(self) -> str:
+        """The API key that is charged for it: of who has waited longest, or of who had it begun."""
+        return self.waiters[0].key if self.waiters else self.image.key
 
     @property
     def predicted(self) -> float:
@@ -168,11 +173,15 @@ class RunningStep:
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A supervised process and the pictures that it has in hand."""
+    """A supervised process and the pictures that it has in hand.
+
+    `device` is what was asked for until the worker says which one it is.
+    """
 
     supervisor: Supervisor
+    device: str
     in_hand: dict[str, Pending] = field(default_factory=dict)
-    owed: set[str] = field(default_factory=set)  # cancelled, and not yet said to be forgotten
+    owed: dict[str, Pending] = field(default_factory=dict)  # cancelled, and not yet said to be forgotten
     stepping: dict[int, RunningStep] = field(default_factory=dict)  # by lane
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
@@ -181,6 +190,20 @@ class Worker:
         """Hand on a preview, unless nobody wants its picture any more."""
         if pending := self.in_hand.get(previewed.id):
             pending.show(previewed.preview)
+
+    def forget(self, pending: Pending) -> None:
+        """Have a picture forgotten, if the worker has it; what it took is still to be told."""
+        image_id = pending.image.id
+        if self.in_hand.pop(image_id, None) is not None:
+            self.owed[image_id] = pending
+            self.supervisor.send(Cancel(id=image_id))
+        self.alone = self.alone and bool(self.in_hand)
+
+    def give_back(self, image_id: str) -> Pending | None:
+        """Return the picture of this id, which the worker is done with, whether somebody wants it or not."""
+        pending = self.in_hand.pop(image_id, None) or self.owed.pop(image_id, None)
+        self.alone = self.alone and bool(self.in_hand)
+        return pending
 
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""

@@ -74,6 +74,7 @@ class Settings(BaseSettings):
             pattern=r"^(|\*|https?://[^\s,/*]+(,https?://[^\s,/*]+)*)$",
         ),
     ] = ""
+    playground: Annotated[bool, Field(description="the page at / where people make pictures")] = True
     forwarded_allow_ips: Annotated[
         str,
         Field(

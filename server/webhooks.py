@@ -1,21 +1,18 @@
-"""Webhook calls: signed after Standard Webhooks, retried for hours and over restarts, never to the inside.
+"""Webhook calls: signed, retried for hours and over restarts, never to the inside.
 
 `server.jobs` owes a call when a job moves, in the same transaction; here it is made, at least once, under an
-id that stays the same. What it says is the affair of the job's dialect. Specification:
-https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+id that stays the same. What it says is the affair of the job's dialect, how it is signed `server.signatures`.
 """
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import random
 import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -30,6 +27,7 @@ from server.job import Job, JobKey, JobState
 from server.job_store import Delivery, JobStore
 from server.metrics import Metrics
 from server.outbound import CheckedBackend, check_url, target_of
+from server.signatures import Signatures
 
 ATTEMPT_S: Final = 15.0
 ANSWER_BYTES: Final = 64 << 10
@@ -43,6 +41,15 @@ GONE: Final = 410  # the receiver wants no more of it
 
 Outcome = Literal["delivered", "refused", "gone", "failed"]
 Payload = Callable[[Delivery], Awaitable[bytes]]
+
+
+class Signer(Protocol):
+    """Returns the headers that sign a call with this body at this Unix time."""
+
+    def __call__(self, delivery: Delivery, body: bytes, *, now: float) -> dict[str, str]: ...
+
+
+NO_SIGNERS: Final[Mapping[str, Signer]] = MappingProxyType({})
 
 log = structlog.get_logger(__name__)
 
@@ -74,34 +81,30 @@ def retry_after_s(attempts: int, *, chance: float) -> float | None:
     return min(LONGEST_RETRY_S, FIRST_RETRY_S * 3.0 ** (attempts - 1)) * (0.5 + chance)
 
 
-def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the `webhook-signature` of a message; `secret` is `whsec_` and base64."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    signed = f"{message_id}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
-
-
 class Webhooks:
     """Makes the calls that `store` says are owed. `payloads` are the bodies, by the dialect of the job.
 
-    `clock` is Unix time.
+    `signers` are for dialects that sign in a way of their own too. `clock` is Unix time.
     """
 
     def __init__(
         self,
         store: JobStore,
         payloads: Mapping[str, Payload],
+        signatures: Signatures,
         addresses: Addresses,
         *,
         metrics: Metrics,
+        signers: Mapping[str, Signer] = NO_SIGNERS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self.signatures = signatures
         self._payloads = payloads
+        self._signers = signers
         self._addresses = addresses
         self._metrics = metrics
         self._clock = clock
-        self._secret = b""
         self._calls: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -109,17 +112,8 @@ class Webhooks:
         self._orders: WeakValueDictionary[JobKey, asyncio.Lock] = WeakValueDictionary()
         self._pool: httpcore.AsyncConnectionPool | None = None
 
-    def secret_of(self, owner: str) -> str:
-        """Return the key that an owner's calls are signed with: nobody else signs as the server to them.
-
-        All are derived from one that is made once and kept in the data directory.
-        """
-        return "whsec_" + base64.b64encode(hmac.digest(self._secret, owner.encode(), "sha256")).decode()
-
     async def start(self) -> None:
         """Take up what an earlier process still owed."""
-        kept = await self._store.run(self._store.secret, "webhooks", secrets.token_hex(32))
-        self._secret = kept.encode()
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
             max_connections=AT_ONCE,
@@ -174,16 +168,13 @@ class Webhooks:
         webhook = delivery.job.webhook
         assert webhook is not None, "only jobs with a webhook owe calls"
         body = await self._payloads[delivery.job.key.dialect](delivery)
-        secret, timestamp = self.secret_of(delivery.job.key.owner), int(self._clock())
         url = urlsplit(webhook.url)
         headers = {
             "Host": url.netloc,
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": f"schnell-server/{__version__}",
-            "webhook-id": delivery.id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": signature(secret, delivery.id, timestamp, body),
+            **self._signed(delivery, body),
         }
         reason = ""
         try:
@@ -208,6 +199,12 @@ class Webhooks:
             return "failed"
         finally:
             log.info("webhook", id=delivery.id, about=delivery.event, host=url.hostname, outcome=reason)
+
+    def _signed(self, delivery: Delivery, body: bytes) -> dict[str, str]:
+        now = self._clock()
+        headers = self.signatures.standard_headers(delivery, body, now=now)
+        signer = self._signers.get(delivery.job.key.dialect)
+        return headers if signer is None else headers | signer(delivery, body, now=now)
 
     @asynccontextmanager
     async def _turn(self, delivery: Delivery) -> AsyncIterator[None]:

@@ -50,7 +50,6 @@ async def generate(
 
     async def make() -> GenerationResult:
         exchange.result = await engine.submit(request, reuse, watch)
-        caller.spend(exchange.result.device_s)
         exchange.headers["Cache-Status"] = cache_status(exchange.result, reuse, seeded=seeded)
         return exchange.result
 

@@ -32,7 +32,7 @@ from server.errors import (
     UnsupportedMediaType,
 )
 from server.generation import GenerationRequest, GenerationResult
-from server.http.accept import accepted_types
+from server.http.accept import accepted_types, prefers_html
 from server.http.body import RequestBody, json_schema, read_json, shown
 from server.http.calls import finished_job, generate, submit_job
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
@@ -41,6 +41,7 @@ from server.http.exchange import exchange_of, key_of
 from server.http.leniency import Leniency
 from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_json, pictures_response
+from server.http.playground import Playground
 from server.http.predictions import (
     INPUT_EXAMPLE,
     OUTPUT_SCHEMA,
@@ -124,9 +125,14 @@ EXAMPLE: Final[dict[str, Any]] = {"input": INPUT_EXAMPLE}
 
 
 def cog_router(
-    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+    engine: Engine,
+    jobs: Jobs,
+    outputs: Outputs,
+    sources: Sources,
+    leniency: Leniency,
+    playground: Playground | None,
 ) -> APIRouter:
-    """Return the routes of a Cog container."""
+    """Return the routes of a Cog container; its index is the `playground` for those who prefer HTML."""
     router = APIRouter(route_class=route_class(render_error), tags=["Cog"])
     running = Running()
     as_data = replace(outputs, rule="data")
@@ -145,9 +151,15 @@ def cog_router(
     @router.head("/", include_in_schema=False)
     @router.get("/", summary="Where things are", responses=described())
     async def index(http: Request) -> Response:
-        if "text/html" in accepted_types(http.headers.get("accept", "")):
-            return RedirectResponse("docs", 303)
-        return _json(INDEX)
+        answer: Response
+        if not prefers_html(http.headers.get("accept", "")):
+            answer = _json(INDEX)
+        elif playground is None:
+            answer = RedirectResponse("docs", 303)
+        else:
+            answer = playground.page(http)
+        answer.headers["Vary"] = "Accept"
+        return answer
 
     @router.get("/health-check", summary="How the model is", responses=described())
     async def health_check() -> Response:

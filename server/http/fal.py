@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,9 +43,11 @@ from server.http.pictures import Picture, pictures_event_response, pictures_resp
 from server.http.sources import Sources
 from server.jobs import Jobs
 from server.roster import Watch
+from server.signatures import Signatures
 
 TARGET: Final = "x-fal-target-url"
 TARGETS: Final = {"fal.run": "/fal/run", "queue.fal.run": "/fal/queue"}
+KEYS_S: Final = 3600  # that receivers of webhooks may keep the key
 TARGET_RULE: Final = f"an https URL of {' or '.join(TARGETS)}"
 ERRORS: Final = (*BODY_ERRORS, *ENGINE_ERRORS, "malformed_header", "not_found", "storage_unavailable")
 BODY: Final = json_schema(Input, EXAMPLE) | {"parameters": HEADER_PARAMETERS}
@@ -84,7 +87,8 @@ def fal_routers(
     queue = Queue(engine, jobs, outputs, sources, leniency)
     direct = [_run_router(engine, jobs, queue, outputs, sources, leniency), *queue_routers(queue, outputs)]
     routes = [route for router in direct for route in router.routes]
-    return [*direct, _proxy_router(Router(routes, redirect_slashes=False))]
+    proxy = _proxy_router(Router(routes, redirect_slashes=False))
+    return [*direct, proxy, _keys_router(jobs.webhooks.signatures)]
 
 
 def _run_router(
@@ -157,6 +161,19 @@ async def begun_within(
     except TimeoutError:
         message = f"the request did not begin within the {timeout_s:g} s that were asked for"
         raise DeadlineExceeded(message) from None
+
+
+def _keys_router(signatures: Signatures) -> APIRouter:
+    """Return the route of the key with which receivers of webhooks verify fal's signature."""
+    router = APIRouter(route_class=route_class(render_error), tags=["fal"])
+
+    @router.get("/.well-known/jwks.json", summary="The public key of webhooks", responses=described())
+    async def get_keys() -> Response:
+        content = msgspec.json.encode(signatures.jwks())
+        headers = {"Cache-Control": f"public, max-age={KEYS_S}"}
+        return Response(content, media_type="application/json", headers=headers)
+
+    return router
 
 
 def _proxy_router(direct: ASGIApp) -> APIRouter:

@@ -28,7 +28,7 @@ from server.generation import (
     Priority,
 )
 from server.geometry import Borders
-from server.http.accept import accepted_types
+from server.http.accept import JSON_TYPES, accepted_types
 from server.http.body import RequestBody, Text, check_query, shown
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
@@ -54,7 +54,6 @@ Border = Annotated[
 ]
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 ANY_IMAGE: Final[dict[str, ImageFormat]] = {**IMAGE_TYPES, "image/*": "png"}
-JSON_TYPES: Final = ("application/json", "application/*", "*/*")
 CACHED_FOR_S: Final = 3600  # then the tag is asked for again, which costs no picture unless the model changed
 
 

@@ -30,7 +30,7 @@ data: {"id":"...","model":"...","num_inference_steps":4,"run_steps":4,"images":[
 
 
 def answer_of(result: GenerationResult) -> dict[str, Any]:
-    """Return the JSON answer."""
+    """Return the JSON answer. Of a picture to start from only the last steps run."""
     answer: dict[str, Any] = {
         "id": result.id,
         "model": result.model,

@@ -183,7 +183,7 @@ def replicate_router(
 
     @router.get("/webhooks/default/secret", summary="The key of webhook signatures", responses=described())
     async def get_webhook_secret(http: Request) -> Response:
-        return _json({"key": jobs.webhooks.secret_of(key_of(http))})
+        return _json({"key": jobs.webhooks.signatures.secret_of(key_of(http))})
 
     def check(http: Request, name: str, model: ModelInfo, *, field: str) -> None:
         if name != MODEL:

@@ -33,6 +33,7 @@ class Work:
     sample: Sample | None = None
     pixels: Pixels | None = None
     failure: GenerationFailed | None = None
+    forgotten: bool = False  # nobody wants it any more
     text_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0

@@ -94,7 +94,7 @@ def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterato
 def _url(process: subprocess.Popen[bytes], log_path: Path) -> str:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        if found := re.search(r'url"?[=:] ?"?([^\s",]+)', log_path.read_text()):
+        if found := re.search(r'url"?[=:] ?"?([^\s",]+)[\s",]', log_path.read_text()):
             return found[1]
         assert process.poll() is None, log_path.read_text()
         time.sleep(0.01)

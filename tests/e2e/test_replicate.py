@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import replicate
 import standardwebhooks
@@ -246,8 +247,11 @@ def test_accepted_predictions_survive_a_front_end_that_is_killed(tmp_path: Path)
             ]
             sent = io.BytesIO(file_of(gradient(256, 272)))
             edit = client.predictions.create(version=MODEL, input=SMALL | {"image": sent})
+            children = psutil.Process(server.process.pid).children()
             server.process.kill()
             server.process.wait()
+            _, alive = psutil.wait_procs(children, timeout=5)
+            assert all(each.status() == psutil.STATUS_ZOMBIE for each in alive), "they die with it"
         with running_server(tmp_path, *arguments) as server, client_of(server) as client:
             for each in (early, done, *late, edit):
                 found = client.predictions.get(each.id)

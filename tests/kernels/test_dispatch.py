@@ -64,14 +64,15 @@ def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         chosen("triton")
 
 
-def small_cases(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
-    return cases((48, 32), dtype=dtype, device=DEVICE, dimensions=SMALL_CASES)
+def small_cases(dtype: torch.dtype = torch.float32, sides: Sequence[int] = (48, 32)) -> Iterator[Case]:
+    return cases(sides, dtype=dtype, device=DEVICE, dimensions=SMALL_CASES)
 
 
 @dtypes
 def test_kernels_that_agree_with_the_reference_are_trusted(dtype: torch.dtype) -> None:
+    """Of two pictures in float32; what another dtype changes one shows too, in a third of the time."""
     ops = triton_ops()
-    assert trusted(ops, small_cases(dtype)) == ops
+    assert trusted(ops, small_cases(dtype, (48, 32) if dtype is torch.float32 else (16,))) == ops
 
 
 def raises(*arguments: object) -> Tensor:

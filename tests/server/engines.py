@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "tests.server.fake_worker")
 NAMES = iter(range(10**9))
 
 
-def start(model: str = "fake", device: str = "cpu") -> Start:
+def start(model: str = "fake", device: str = "auto") -> Start:
     return Start(
         model=model,
         device=device,
@@ -50,6 +50,7 @@ async def engine_on(
     hang_s: float = 60.0,
     image_cache_bytes: int = 0,
     ready: bool = True,
+    charge: Callable[[str, float], None] = lambda name, device_s: None,
 ) -> AsyncIterator[Engine]:
     engine = Engine(
         [start(model) for model in models or ("fake",)],
@@ -59,6 +60,7 @@ async def engine_on(
         auto_steps_backlog_s=(2.0, 4.0, 6.0),
         hang_s=hang_s,
         image_cache_bytes=image_cache_bytes,
+        charge=charge,
         command=COMMAND,
     )
     await engine.start()

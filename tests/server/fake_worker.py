@@ -113,7 +113,10 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
             return
         case "fail":
             end_step(connection)
-            connection.send(Failed(id=request.id, code="generation_failed", message="it was asked to fail"))
+            failed = Failed(
+                id=request.id, code="generation_failed", message="it was asked to fail", device_s=0.02
+            )
+            connection.send(failed)
             return
         case "other":
             connection.send(Done(id="another/0", image=picture(request)))
@@ -139,7 +142,8 @@ def main() -> None:
             time.sleep(0.01)
     if start.model == "stillborn":
         os._exit(1)
-    model = msgspec.structs.replace(MODEL, device=start.device)
+    device = "cpu" if start.device == "auto" else start.device
+    model = msgspec.structs.replace(MODEL, device=device)
     connection.send(Ready(model=model, costs=COSTS))
     cancelled: set[str] = set()
     late: set[str] = set()
@@ -158,7 +162,7 @@ def main() -> None:
                     connection.send(Failed(id=image_id, code="deadline_exceeded", message="too late"))
             case Cancel(id=image_id):
                 cancelled.add(image_id)
-                connection.send(Failed(id=image_id, code="cancelled", message="forgotten"))
+                connection.send(Failed(id=image_id, code="cancelled", message="forgotten", device_s=0.03))
                 sys.stderr.write(f"cancelled {image_id}\n")
                 sys.stderr.flush()
             case Stop():

@@ -84,6 +84,28 @@ def test_a_request_can_be_cancelled_by_its_id(capfd: pytest.CaptureFixture[str])
     assert sorted(re.findall(r"cancelled unwanted#\d+/(\d)", capfd.readouterr().err)) == ["0", "1"]
 
 
+def test_what_a_picture_took_is_charged_once_however_it_ended() -> None:
+    charged: list[tuple[str, float]] = []
+
+    async def story() -> None:
+        async with engine_on(charge=lambda key, device_s: charged.append((key, device_s))) as engine:
+            assert await ask(engine, request("twice", key="done")) == "ok"
+            assert await ask(engine, request("fail", key="failed")) == "generation_failed"
+            for key in ("left", "told"):
+                leaver = asyncio.create_task(ask(engine, request("step 5", key=key, id=key)))
+                await until(lambda: engine.stats().queue.running[Priority.NORMAL] == 1)
+                if key == "left":
+                    leaver.cancel()
+                else:
+                    await engine.cancel("told", key="told")
+                await asyncio.wait((leaver,))
+            await until(lambda: len(charged) == 4)
+            assert await ask(engine, request("a", key="last")) == "ok"
+
+    run(story)
+    assert charged == [("done", 0.01), ("failed", 0.02), ("left", 0.03), ("told", 0.03), ("last", 0.01)]
+
+
 def test_how_far_a_request_is_can_be_asked() -> None:
     async def story() -> None:
         async with engine_on() as engine:

@@ -26,6 +26,7 @@ from server.keys import Key
 from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.quotas import Quotas
+from server.signatures import Signatures
 from server.source_files import SourceFiles
 from server.uploads import Uploads
 from server.webhooks import Webhooks
@@ -65,7 +66,7 @@ async def jobs_on(
         store,
         files_in(folder),
         SourceFiles(folder / "sources", limit_bytes=limit_bytes),
-        Webhooks(store, {}, Addresses(), metrics=metrics),
+        Webhooks(store, {}, Signatures.of(store), Addresses(), metrics=metrics),
         Expiry(
             store,
             files_in(folder),

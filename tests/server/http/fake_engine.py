@@ -44,6 +44,7 @@ from server.generation import (
     Timings,
     preview_steps,
 )
+from server.http.auth import Door
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
@@ -95,6 +96,7 @@ class FakeEngine:
     auto_steps: int = 3
     found: tuple[int, int] = (0, 0)
     device_s: float = 0.0
+    charge: Callable[[str, float], None] = Door().charge
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
@@ -143,6 +145,7 @@ class FakeEngine:
                 await self.held[request.id]
             finally:
                 self.cancelled.append(request)
+        self.charge(request.key, self.device_s)
         cached, joined = self.found
         images = [picture(image) for image in request.images()]
         for number, image in enumerate(images):
@@ -162,7 +165,6 @@ class FakeEngine:
             cached=cached,
             joined=joined,
             forecast=None if cached == request.num_images else FORECAST,
-            device_s=self.device_s,
         )
 
     def progress(self, request_id: str) -> Progress:
@@ -206,6 +208,7 @@ def _serving(engine: FakeEngine, edge: Edge | None, settings: Settings) -> Itera
     metrics = Metrics()
     answers = Answers(1 << 20, metrics=metrics)
     edge = dataclasses.replace(edge or Edge(), leniency=leniencies(settings))
+    engine.charge = edge.door.charge
     jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics, edge.door.quotas)
     app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)

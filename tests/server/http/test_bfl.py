@@ -101,13 +101,6 @@ def test_names_of_models_are_checked_where_the_server_is_set_so(client: httpx.Cl
         assert (refused.status_code, set(refused.json())) == (404, {"detail"})
 
 
-def test_too_many_are_refused() -> None:
-    with serving(FakeEngine(), max_unfinished_jobs=1) as url:
-        assert httpx.post(f"{url}{SUBMIT}", json={"prompt": "wait"}).status_code == 200
-        refused = httpx.post(f"{url}{SUBMIT}", json=SMALL)
-        assert (refused.status_code, set(refused.json())) == (429, {"detail"})
-
-
 def test_a_webhook_tells_the_result_with_an_address(tmp_path: Path) -> None:
     image = StoredImage(name="x.jpg", content_type="image/jpeg", width=256, height=256, seed=5, size_bytes=9)
     job = Job(

@@ -110,15 +110,6 @@ def test_steps_beyond_the_model_are_refused_unless_they_are_clamped() -> None:
     assert engine.last().steps == 12
 
 
-def test_a_client_that_leaves_takes_its_prediction_along() -> None:
-    engine = FakeEngine()
-    with serving(engine) as url, httpx.Client(base_url=url) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.request(WAIT.method, WAIT.path, json=WAIT.body, timeout=0.3)
-        wait_until(lambda: bool(engine.cancelled))
-        assert ask(client, Asked("POST", "/predictions/running/cancel"))["status"] == 404
-
-
 def test_nobody_sees_or_ends_the_prediction_of_another() -> None:
     engine = FakeEngine()
     cancel = Asked("POST", "/predictions/running/cancel")
@@ -269,10 +260,9 @@ def test_wrong_webhooks_are_refused(
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", field])
 
 
-def test_the_index_is_for_programs_and_people_are_sent_to_the_documentation(client: httpx.Client) -> None:
+def test_the_index_is_for_programs_and_people_get_the_page(client: httpx.Client) -> None:
     assert client.get("/").json()["predictions_url"] == "/predictions"
-    page = client.get("/", headers={"Accept": HTML})
-    assert (page.status_code, page.headers["location"]) == (303, "docs")
+    assert client.get("/", headers={"Accept": HTML}).headers["content-type"].startswith("text/html")
 
 
 def test_the_schema_of_input_and_output_is_where_readers_look_for_it(client: httpx.Client) -> None:

@@ -1,7 +1,6 @@
 """The Hugging Face dialect through its official client: bytes in, bytes out, and no endless retries."""
 
 import io
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -11,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from tests.server.decoder.pictures import file_of, gradient
-from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+from tests.server.http.fake_engine import FakeEngine, serving
 from tests.server.models import MODEL
 
 
@@ -105,39 +104,6 @@ def test_wrong_values_are_named(client: httpx.Client, sent: dict[str, Any], mess
 def test_the_reason_is_in_the_client_s_exception(api: InferenceClient) -> None:
     with pytest.raises(HfHubHTTPError, match="width is 100"):
         api.text_to_image("a", width=100)
-
-
-@pytest.mark.parametrize(
-    ("name", "status"),
-    [
-        ("overloaded", 429),
-        ("not_ready", 500),
-        ("worker_lost", 500),
-        ("generation_failed", 500),
-        ("deadline_exceeded", 504),
-    ],
-)
-def test_nothing_is_answered_with_503(client: httpx.Client, name: str, status: int) -> None:
-    answer = client.post("/hf", json={"inputs": name})
-    assert (answer.status_code, set(answer.json())) == (status, {"error"})
-
-
-def test_a_request_waits_for_the_model_to_be_loaded() -> None:
-    engine = FakeEngine(model_info=None, ready=False)
-    with serving(engine) as url, ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(httpx.post, f"{url}/hf", json={"inputs": "a"}, timeout=20)
-        wait_until(lambda: engine.waiting_for_model == 1)
-        assert not asked.done()
-        engine.model_info, engine.ready = MODEL, True
-        assert asked.result().status_code == 200
-
-
-def test_a_client_that_leaves_takes_its_work_along() -> None:
-    engine = FakeEngine()
-    with serving(engine) as url:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/hf", json={"inputs": "wait"}, timeout=0.3)
-        wait_until(lambda: bool(engine.cancelled))
 
 
 def test_a_model_in_the_address_may_be_any_unless_names_are_checked(client: httpx.Client) -> None:

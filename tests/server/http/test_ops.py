@@ -54,6 +54,7 @@ def test_the_status_is_what_the_engine_and_the_metrics_know() -> None:
         "default_width": 256,
         "default_height": 256,
         "default_steps": 4,
+        "max_steps": 12,
     }
     assert status["queue"] == {
         "backlog_s": 2.5,

@@ -40,28 +40,6 @@ def test_fields_become_a_request(client: httpx.Client, engine: FakeEngine) -> No
     assert engine.last().seed > 0, "0 has one drawn"
 
 
-@pytest.mark.parametrize("prompt", ["overloaded"])
-def test_overload_is_told_at_the_door(client: httpx.Client, prompt: str) -> None:
-    answer = create(client, prompt)
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"] == "8"
-    assert answer.json() == {"title": "Error", "detail": "the backlog is 31.0 s", "status": 429}
-
-
-@pytest.mark.parametrize("prompt", ["generation_failed", "out_of_memory", "worker_lost", "deadline_exceeded"])
-def test_a_failure_is_a_state_of_the_prediction(client: httpx.Client, prompt: str) -> None:
-    answer = create(client, prompt)
-    assert (answer.status_code, answer.json()["status"]) == (201, "failed")
-    assert answer.json()["error"]
-    assert answer.json()["output"] is None
-
-
-def test_a_fault_of_ours_ends_the_prediction_and_tells_nothing(client: httpx.Client) -> None:
-    answer = create(client, "fault")
-    assert answer.json()["status"] == "failed"
-    assert "secret" not in answer.text
-
-
 @pytest.mark.parametrize("prefix", ["/v1", "/replicate/v1", "/v1/v1"])
 def test_addresses_in_an_answer_keep_its_prefix(client: httpx.Client, prefix: str) -> None:
     made = create(client, path=f"{prefix}/predictions").json()
@@ -84,21 +62,12 @@ def test_a_version_names_the_model(client: httpx.Client, version: str, model: st
     assert (made["model"], made["version"]) == (model, shown)
 
 
-@pytest.mark.parametrize("prefer", ["wait=2", "respond-async, wait=1", "wait=1, x"])
+@pytest.mark.parametrize("prefer", ["respond-async, wait=1", "wait=1, x"])
 def test_a_wait_that_runs_out_says_starting(client: httpx.Client, prefer: str) -> None:
     answer = create(client, "wait", headers={"Prefer": prefer})
     assert (answer.status_code, answer.json()["status"]) == (202, "starting")
-    assert answer.elapsed.total_seconds() < 2.1
+    assert answer.elapsed.total_seconds() < 1.1
     assert client.post(answer.json()["urls"]["cancel"]).json()["status"] == "canceled"
-
-
-def test_predictions_are_taken_in_while_the_model_is_loaded() -> None:
-    engine = FakeEngine(model_info=None, ready=False)
-    with serving(engine) as url, httpx.Client(base_url=url) as client:
-        answer = create(client, headers={})
-        assert (answer.status_code, answer.json()["status"]) == (201, "starting")
-        assert client.get(f"/v1/models/{MODEL}").status_code == 503
-        assert client.post(answer.json()["urls"]["cancel"]).json()["status"] == "canceled"
 
 
 def test_other_names_are_refused_where_names_are_checked() -> None:

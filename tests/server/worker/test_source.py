@@ -1,18 +1,30 @@
 """A request's picture in the worker: checked, handed to the model, and put back where it is kept."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model.source import Source as ModelSource
 from server.generation import ImageRequest, Source, run_steps
 from server.protocol import Done, Failed, Stepped
 from server.worker.source import blended, source_of
-from tests.model.parity import ragged_mask, source_pixels
-from tests.server.worker.pipelines import FakePipeline, FakeSample, hear, images, submitted
+from tests.pictures import ragged_mask, source_pixels
+from tests.server.worker.pipelines import (
+    FakePipeline,
+    FakeSample,
+    hear,
+    images,
+    pictures,
+    run_through,
+    submitted,
+    watched,
+)
 
 PIXELS = 16 * 16
 
@@ -117,3 +129,25 @@ def test_a_source_that_does_not_fit_alone_fails_alone() -> None:
     (failed,) = (each for each in sent if isinstance(each, Failed))
     assert (failed.id, failed.code) == ("large/0", "out_of_memory")
     assert [each.id for each in sent if isinstance(each, Done)] == ["plain/0"]
+
+
+def test_pictures_with_and_without_a_source_share_steps_and_stay_themselves() -> None:
+    """And what is kept comes back to the bit, in the file that the client gets."""
+    pixels, mask = source_pixels(256, 256), ragged_mask(256, 256)
+    inpainted = Source(pixels=pixels.tobytes(), strength=0.8, mask=mask.tobytes(), blend=mask.tobytes())
+    started = msgspec.structs.replace(inpainted, mask=None, blend=None, strength=0.6)
+    requests = [
+        msgspec.structs.replace(image, source=given)
+        for image, given in zip(
+            images(3, width=256, height=256, steps=4), (None, started, inpainted), strict=True
+        )
+    ]
+    together = watched(lambda pipeline, samples: None)
+    made = pictures(run_through(together, requests))
+    assert together.calls == [3, 3, 3, 2]
+    for request in requests:
+        assert pictures(run_through(together, [request])) == {request.id: made[request.id]}
+    answer = np.asarray(Image.open(io.BytesIO(made["2"])))
+    assert (mask == 0).any()
+    np.testing.assert_array_equal(answer[mask == 0], pixels[mask == 0])
+    assert not np.array_equal(answer[mask == 255], pixels[mask == 255])
