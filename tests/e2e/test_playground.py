@@ -443,6 +443,9 @@ def test_a_key_is_asked_for_and_kept_only_if_that_is_wished(visit: Visit, tmp_pa
         assert "SCHNELL_API_KEY" in code
         page.reload()
         expect(dialog).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#state")).to_have_text("It asks for a key")
+        page.get_by_role("button", name="API key").click()
         dialog.get_by_label("Remember it on this device").check()
         give(secret)
         expect(page.locator("#state")).to_have_text(re.compile("Ready|Busy"))
@@ -453,6 +456,22 @@ def test_a_key_is_asked_for_and_kept_only_if_that_is_wished(visit: Visit, tmp_pa
         page.reload()
         expect(dialog).to_be_visible()
     visit.forgive("401")
+
+
+def test_loras_of_the_server_can_be_chosen(fake: tuple[FakeEngine, str], visit: Visit) -> None:
+    page = visit.page
+    listed = {"data": [{"id": "flux"}, {"id": "sketch", "parent": "flux"}, {"id": "ink", "parent": "flux"}]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=listed))
+    page.route("**/v1/generate", lambda route: route.fulfill(content_type="text/event-stream", body=""))
+    visit.open(fake[1])
+    page.get_by_label("sketch", exact=True).check()
+    page.get_by_label("Scale of sketch").fill("0.5")
+    with page.expect_request("**/v1/generate") as asked:
+        visit.generate("a")
+    assert asked.value.post_data_json["loras"] == [{"name": "sketch", "scale": 0.5}]
+    expect(page.locator(".run-state")).to_have_text("The connection to the server broke off.")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".run")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
