@@ -170,7 +170,7 @@ def test_what_is_cancelled_is_worked_on_no_more(server: Server, visit: Visit) ->
 def test_the_gallery_outlives_the_page_and_gives_its_settings_back(server: Server, visit: Visit) -> None:
     visit.open(server.url)
     page = visit.page
-    page.get_by_label("JPEG", exact=True).check(force=True)
+    page.get_by_label("JPEG", exact=True).check()
     visit.generate("a green tree", seed=5, width=320, num_inference_steps=2)
     before = pixels(visit.finished())
     page.reload()

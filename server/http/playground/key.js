@@ -65,6 +65,7 @@ export class Keys {
     byId("key-error").textContent = message;
     this.#input.value = this.#current ?? "";
     this.#input.toggleAttribute("aria-invalid", message !== "");
+    byId("forget-key").hidden = this.#current === null;
     this.#remember.checked = remembered(STORED) !== null;
     this.#dialog.showModal();
     this.#input.select();
