@@ -58,6 +58,11 @@ def pieces(content: object) -> AsyncIterator[bytes]:
     return _pieces(*_cut(content))
 
 
+def spelled(picture: Picture) -> AsyncIterator[bytes]:
+    """Return a picture as the text that JSON would have of it, in pieces."""
+    return _pieces([b"", b""], [picture])
+
+
 def _cut(content: object) -> tuple[list[bytes], list[Picture]]:
     """Return the JSON of `content` in the frames that are around its pictures, and these."""
     pictures: list[Picture] = []

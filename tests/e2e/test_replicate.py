@@ -65,6 +65,14 @@ def test_a_file_is_uploaded_and_started_from(client: replicate.Client) -> None:
         client.files.get(file.id)
 
 
+def test_stream_gives_the_log_and_files(client: replicate.Client) -> None:
+    logs, output, done = client.stream(MODEL, input=SMALL | {"seed": 5})
+    assert (logs.event.value, str(done.event.value)) == ("logs", "done")
+    assert picture(output.data.read()).format == "WEBP"  # type: ignore[attr-defined]
+    with pytest.raises(ReplicateError, match="num_outputs"):
+        list(client.stream(MODEL, input=SMALL | {"num_outputs": 9}))
+
+
 @pytest.mark.parametrize(
     "ref", [f"{MODEL}:c846a69991daf4c0e5d016514849d14ee5b2e6846ce6b9d6f21369e564cfe51e", "someone/a-model"]
 )

@@ -29,12 +29,12 @@ export class Api {
   }
 
   /**
-   * LoRAs that may be asked for; none where the server knows of none.
+   * LoRAs that may be asked for: of the models that are listed those that change another one.
    * @returns {Promise<{name: string}[]>}
    */
   async loras() {
     const { data } = await (await this.#fetch("v1/models")).json();
-    return data.flatMap((/** @type {any} */ model) => model.loras ?? []);
+    return data.flatMap((/** @type {any} */ model) => (model.parent ? [{ name: model.id }] : []));
   }
 
   /**

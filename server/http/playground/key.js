@@ -5,23 +5,27 @@
  */
 
 import { byId } from "./elements.js";
+import { remember, remembered } from "./remembered.js";
 
 const STORED = "schnell.key";
 
 export class Keys {
+  #onChange;
   #dialog = /** @type {HTMLDialogElement} */ (byId("key-dialog"));
   #form = /** @type {HTMLFormElement} */ (byId("key-form"));
   #input = /** @type {HTMLInputElement} */ (byId("key"));
   #remember = /** @type {HTMLInputElement} */ (byId("remember-key"));
   #button = byId("key-button");
   /** @type {string | null} */
-  #current = localStorage.getItem(STORED);
+  #current = remembered(STORED);
   /** @type {Promise<boolean> | null} what several callers wait for at once */
   #asking = null;
   /** @type {(given: boolean) => void} */
   #answer = () => {};
 
-  constructor() {
+  /** @param {() => void} onChange another key is known, or none */
+  constructor(onChange) {
+    this.#onChange = onChange;
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#take(this.#input.value.trim());
@@ -30,7 +34,7 @@ export class Keys {
     byId("key-cancel").addEventListener("click", () => this.#dialog.close());
     byId("forget-key").addEventListener("click", () => this.#forget());
     this.#button.addEventListener("click", () => this.#show(""));
-    this.#showState();
+    this.#button.hidden = this.#current === null;
   }
 
   /** The key to send, null while none is known. */
@@ -48,6 +52,7 @@ export class Keys {
     if (tried !== this.#current) {
       return Promise.resolve(this.#current !== null); // given while this request was under way
     }
+    this.#button.hidden = false;
     this.#asking ??= new Promise((resolve) => {
       this.#answer = resolve;
       this.#show(tried === null ? "" : message);
@@ -60,7 +65,8 @@ export class Keys {
     byId("key-error").textContent = message;
     this.#input.value = this.#current ?? "";
     this.#input.toggleAttribute("aria-invalid", message !== "");
-    this.#remember.checked = localStorage.getItem(STORED) !== null;
+    byId("forget-key").hidden = this.#current === null;
+    this.#remember.checked = remembered(STORED) !== null;
     this.#dialog.showModal();
     this.#input.select();
   }
@@ -72,24 +78,16 @@ export class Keys {
       return;
     }
     this.#current = key;
-    if (this.#remember.checked) {
-      localStorage.setItem(STORED, key);
-    } else {
-      localStorage.removeItem(STORED);
-    }
+    remember(STORED, this.#remember.checked ? key : null);
     this.#answer(true);
     this.#dialog.close();
-    this.#showState();
+    this.#onChange();
   }
 
   #forget() {
     this.#current = null;
-    localStorage.removeItem(STORED);
+    remember(STORED, null);
     this.#dialog.close();
-    this.#showState();
-  }
-
-  #showState() {
-    this.#button.hidden = this.#current === null;
+    this.#onChange();
   }
 }

@@ -24,7 +24,7 @@ const SUGGESTIONS = 6;
 const HEADER_HEIGHT = 52;
 const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 
-const keys = new Keys();
+const keys = new Keys(() => machine.look());
 const api = new Api(keys);
 const store = await Store.open().catch(() => null);
 const gallery = new Gallery(store, (entry) => lightbox.open(entry));

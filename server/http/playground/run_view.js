@@ -123,13 +123,9 @@ export class RunView {
         this.#foot.replaceChildren();
         resolve(again);
       };
-      const leave = () => {
-        done(false);
-        this.element.remove();
-      };
       const countdown = new Countdown(afterS, () => done(true));
       const timer = setInterval(() => countdown.tick(), 1000);
-      this.#foot.replaceChildren(countdown.button, iconButton("close", "Dismiss", leave));
+      this.#foot.replaceChildren(countdown.button);
       this.#cancel.addEventListener("click", () => done(false), { once: true });
     });
   }

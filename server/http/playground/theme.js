@@ -17,12 +17,23 @@
     }
   };
 
-  apply(localStorage.getItem(stored) ?? "auto");
+  const kept = (/** @type {string | null} */ theme) => {
+    try {
+      if (theme) {
+        localStorage.setItem(stored, theme);
+      }
+      return localStorage.getItem(stored);
+    } catch {
+      return theme; // this browser keeps nothing
+    }
+  };
+
+  apply(kept(null) ?? "auto");
   document.addEventListener("DOMContentLoaded", () => {
     apply(root.dataset.theme ?? "auto");
     document.getElementById("theme-button")?.addEventListener("click", () => {
       const next = themes[(themes.indexOf(root.dataset.theme ?? "auto") + 1) % themes.length];
-      localStorage.setItem(stored, next);
+      kept(next);
       apply(next);
     });
   });
