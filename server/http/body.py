@@ -20,6 +20,9 @@ from server.http.exchange import ClientGone, exchange_of
 from server.http.room import FREE_BYTES
 
 SHOWN_CHARS: Final = 60
+# A large body is a picture or two, and text. One of 32 MiB that is a list of small numbers would take half a
+# second and as many hundred megabytes to read; its commas are counted in milliseconds.
+MAX_COMMAS: Final = 200_000
 CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 Body = TypeVar("Body", bound="RequestBody")
@@ -45,8 +48,12 @@ Text = Annotated[str, AfterValidator(_without_controls)]
 async def read_json(request: Request, kind: type[Body]) -> Body:
     """Read and check the body; raises `InvalidRequest` or one of its kinds."""
     check_media_type(request, "application/json")
+    body = await read_body(request)
+    if len(body) > FREE_BYTES and body.count(b",") > MAX_COMMAS:
+        message = f"the body is larger than {FREE_BYTES} bytes and has more than {MAX_COMMAS} commas"
+        raise RequestTooLarge(f"{message}; allowed: only pictures of that size")
     try:
-        return kind.model_validate_json(await read_body(request))
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise explained(error, kind) from None
 

@@ -30,6 +30,7 @@ from server.http.input_pictures import InputPicture
 
 MAX_FILES: Final = 20  # of which a dialect may then say that they are too many
 MAX_FIELDS: Final = 100
+MAX_OBJECT_CHARS: Final = 10_000
 PIECE_BYTES: Final = 256 << 10
 JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"
@@ -109,6 +110,8 @@ async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
 
 def _of_json(value: str | bytes) -> object:
     """Return the object that a text says in JSON; what is none is left to be refused as what it is."""
+    if len(value) > MAX_OBJECT_CHARS:
+        return value
     try:
         return msgspec.json.decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
