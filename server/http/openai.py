@@ -7,6 +7,7 @@ otherwise.
 
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -262,8 +263,10 @@ class OpenAIScript:
             case _:
                 return None
 
-    def end(self, result: GenerationResult) -> None:
+    def end(self, made: GenerationResult, told: Collection[int]) -> list[Words]:
         """The last picture was the end."""
+        untold = [(number, image) for number, image in enumerate(made.images) if number not in told]
+        return [self._picture("completed", number, image.data) for number, image in untold]
 
     def fail(self, error: ServerError) -> Words:
         """Clients raise on anything with an `error`."""

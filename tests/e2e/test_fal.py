@@ -64,7 +64,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 def test_a_run_gives_pictures_by_url_over_tls(told: dict[str, Any]) -> None:
     assert told["run"] == [5, 256, 272, [PNG, PNG]]
     assert told["async"] == PICTURE
-    assert told["stream"] == [PICTURE]
+    *previews, last = told["stream"]
+    assert last == PICTURE
+    assert all(each[1:3] == [128, 136] for each in previews)
 
 
 def test_sync_mode_gives_them_as_data(told: dict[str, Any]) -> None:
@@ -126,7 +128,9 @@ def test_the_javascript_client_through_the_proxy(server: Server) -> None:
         "value": {"status": "COMPLETED", "error_type": "client_cancelled", "error": "ApiError", "code": 499}
     }
     assert found["bad"] == {"name": "ValidationError", "status": 422, "fields": [["body", "num_images"]]}
-    assert found["streamed"] == {"value": {"events": [["jpeg"]], "done": ["jpeg"]}}
+    *previews, last = found["streamed"]["value"]["widths"]
+    assert (set(previews), last) == ({128}, 256)
+    assert found["streamed"]["value"]["done"] == ["jpeg"]
     assert (json.loads(body)["request_id"], json.loads(body)["status"]) == (found["webhook"], "OK")
 
 

@@ -37,10 +37,10 @@ const bad = async () => {
 };
 
 const streamed = async () => {
-  const stream = await fal.stream(app, { input: small });
+  const stream = await fal.stream(app, { input: { ...small, num_inference_steps: 12 } });
   const events = [];
   for await (const event of stream) events.push(event);
-  return { events: events.map(kinds), done: kinds(await stream.done()) };
+  return { widths: events.map(event => event.images[0].width), done: kinds(await stream.done()) };
 };
 
 console.log(JSON.stringify({
