@@ -289,7 +289,11 @@ class OpenAIScript:
 
 
 def render_error(request: Request, error: ServerError) -> Response:
-    """Answer a failure as this API does: a wrong value is a bad request there."""
+    """Answer a failure as this API does: a wrong value is a bad request, no model has a code of its own."""
+    if isinstance(error, NotFound) and error.field == "model":
+        content = errors.error_object(error, exchange_of(request).request_id, errors.error_kind(404))
+        body = msgspec.json.encode({"error": content | {"code": "model_not_found"}})
+        return errors.error_response(request, error, body, statuses=STATUSES)
     return errors.render_error(request, error, statuses=STATUSES)
 
 

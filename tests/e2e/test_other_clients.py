@@ -28,6 +28,8 @@ def test_openai_node(server: Server) -> None:
     assert found["several"] == {"value": ["jpeg"] * 3}
     assert found["models"]["value"][:2] == ["flux-schnell", "black-forest-labs/FLUX.1-schnell"]
     assert found["model"] == {"value": "black-forest-labs/FLUX.1-schnell"}
+    assert found["streamed"] == {"value": {"last": "image_generation.completed", "kinds": ["png"]}}
+    assert (found["unknown"]["error"], found["unknown"]["status"]) == ("NotFoundError", 404)
     assert (found["bad"]["error"], found["bad"]["status"]) == ("BadRequestError", 400)
     assert found["left"]["error"] == "APIUserAbortError"
 
@@ -48,6 +50,7 @@ def test_an_old_openai(server: Server) -> None:
         "several": [True, True],
         "address": "data:image/png;base64",
         "models": ["flux-schnell", "black-forest-labs/FLUX.1-schnell"],
+        "streamed": "image_generation.completed",
         "param": "size",
         "left": "APITimeoutError",
     }
