@@ -68,7 +68,9 @@ EXPOSED_HEADERS: Final = (
     "X-Seed",
     "X-Steps",
     "X-Should-Retry",
+    "X-Fal-Error-Type",
     "X-Fal-Request-Id",
+    "X-Fal-Request-Timeout-Type",
 )
 
 
