@@ -14,9 +14,11 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.float8 import FLOAT8, Quantized, multiplies_float8
-from kernels.rows import Owners, Sequences, spans
+from kernels.rows import Owners, Sequences, Span, spans
+from kernels.updates import LowRank, Update, Updates
 
 TXT_ROWS = 256
+ADAPTER_RANK = 16
 Operation = Callable[..., Any]  # one implementation: its arguments are those of the case
 
 
@@ -98,6 +100,7 @@ def cases(
     yield from _projected(world)
     yield from _products(world)
     yield _added(world)
+    yield _updated(world)
     yield from _ends(world)
     yield from _group_norms(world)
 
@@ -294,6 +297,34 @@ def _added(world: _World) -> Case:
         shape=f"{world.shape}, {5 * width} to {width}",
         bytes_moved=2 * x.nbytes + hidden.nbytes + weight.nbytes,
         flops=2 * rows * 5 * width * width,
+    )
+
+
+def _updated(world: _World) -> Case:
+    """Of q, k and v of every picture, each by an adapter of its own."""
+    rows, width = world.rows, world.dimensions.width
+    x, projected = world.random(rows, width), world.random(rows, 3 * width)
+    each = []
+    for spans_of_one in world.sequences.spans:
+        down = width**-0.5 * world.random(ADAPTER_RANK, width)
+        up = ADAPTER_RANK**-0.5 * world.random(3 * width, ADAPTER_RANK)
+        change = LowRank(down, up, Span(0, 3 * width), scale=0.5)
+        each += [Update(span, change) for span in spans_of_one]
+    updates = Updates.build(each, world.device)
+
+    def added(op: Operation) -> Tensor:
+        summed = projected.clone()
+        op(x, updates, summed)
+        return summed
+
+    spare = projected.clone()
+    return world.case(
+        "low_rank_add",
+        added,
+        timed=lambda op: op(x, updates, spare),
+        shape=f"{world.shape}, rank {ADAPTER_RANK}",
+        bytes_moved=x.nbytes + 2 * projected.nbytes,
+        flops=2 * rows * ADAPTER_RANK * 4 * width,
     )
 
 

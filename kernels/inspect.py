@@ -24,11 +24,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from kernels import activation, attention, group_norm, matmul, norm, pictures, rotary
+from kernels import activation, attention, group_norm, low_rank, matmul, norm, pictures, rotary
 from kernels.devices import Target, simulating
 from kernels.float8 import FLOAT8, FLOAT8_UNITS
 from kernels.launches import caught
 from kernels.rows import Owners, Sequences, Span
+from kernels.updates import MAX_KERNEL_RANK, LowRank, Update, Updates
 
 ARCHITECTURES = {
     # shared memory that one program may have, in bytes (CUDA C++ Programming Guide, compute capabilities)
@@ -46,6 +47,7 @@ _TYPES = {
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.int32: "i32",
+    torch.int64: "i64",
     torch.uint8: "u8",
     FLOAT8: "fp8e4nv",
 }
@@ -140,6 +142,8 @@ def _calls(dtype: torch.dtype, *, has_one_loop: bool) -> Iterator[tuple[str, Cal
         f"linear_residual {name}",
         lambda: matmul.linear_residual(x, vectors, owners.by_row, x, weight[:width], bias[:width], (rows,)),
     )
+    for rank in (16, MAX_KERNEL_RANK):
+        yield f"low_rank_add {rank} {name}", partial(_update, x, wide, rank)
     for heads, head_dim in ((24, 128), (6, 64), (6, 32)):
         yield (
             f"attention {head_dim} {name}",
@@ -179,6 +183,13 @@ def _quantizing(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]
         f"quantized gated_residual_norm {name}",
         lambda: norm.gated_residual_norm(x, vectors, x, vectors, vectors, owners, quantized=True),
     )
+
+
+def _update(x: Tensor, out: Tensor, rank: int) -> None:
+    outputs = Span(0, out.shape[1])
+    down, up = (_tensor(*shape, dtype=x.dtype) for shape in ((rank, x.shape[1]), (outputs.rows, rank)))
+    change = LowRank(down, up, outputs)
+    low_rank.low_rank_add(x, Updates.build([Update(Span(0, len(x)), change)], x.device), out)
 
 
 def _attend(op: Callable[..., Tensor], rows: int, heads: int, head_dim: int, dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels import reference
 from kernels.float8 import Quantized, Rows
 from kernels.rows import Owners, Sequences
+from kernels.updates import Updates
 
 Attention = Callable[[Tensor, Tensor, Tensor, Sequences, Tensor | None], Tensor]
 Linear = Callable[[Tensor, Tensor, Tensor, Sequence[int], Tensor | None], Tensor]
@@ -25,6 +26,7 @@ _TRITON = {
     "linear": "matmul",
     "linear_gelu": "matmul",
     "linear_residual": "matmul",
+    "low_rank_add": "low_rank",
     "gelu_tanh": "activation",
     "quantize": "activation",
     "quantized_gelu": "activation",
@@ -76,6 +78,7 @@ class Ops:
     linear: Linear
     linear_gelu: Linear
     linear_residual: LinearResidual | None
+    low_rank_add: Callable[[Tensor, Updates, Tensor], None]
     gelu_tanh: GeluTanh
     quantize: Callable[[Tensor], Quantized]
     quantized_gelu: Callable[[Tensor, Sequence[int], Tensor | None], Quantized]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.float8 import FLOAT8, Quantized, Rows
 from kernels.rows import Owners, Sequences
+from kernels.updates import Updates
 
 NORM_EPS = 1e-6
 FLOAT16_MAX = 65504.0
@@ -69,6 +70,23 @@ def linear_residual(
     x.add_(linear(rows, weight, bias, products) * gate[owner])
     if x.dtype == torch.float16:
         x.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
+
+
+def low_rank_add(x: Tensor, updates: Updates, out: Tensor) -> None:
+    """Add to `out` in place what low-rank changes of the weight make of `x`, each for its own rows.
+
+    `out[rows, outputs] += scale * (x[rows] @ down.T) @ up.T`, computed span by span, so that a row does not
+    depend on those of other spans.
+
+    Args:
+        x: [rows, in], what was multiplied.
+        updates: of which rows by which changes.
+        out: [rows, out], the product with the weight itself; may be some columns of a wider tensor.
+    """
+    for rows, change in updates.each:
+        inner = rows.of(x) @ change.down.t()
+        first, width = change.outputs
+        rows.of(out).narrow(1, first, width).addmm_(inner, change.up.t(), alpha=change.scale)
 
 
 def gelu_tanh(x: Tensor, products: Sequence[int], out: Tensor | None = None) -> Tensor:

@@ -5,13 +5,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.lora import Adapter, Scaled
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is encoded. The length is part of the result: T5's padding takes part in attention."""
+    """What is encoded. The length is part of the result: T5's padding takes part in attention.
+
+    `adapters` are those of its picture; they count where they change the text projection.
+    """
 
     text: str
     max_sequence_length: int
+    adapters: tuple[Scaled, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,13 @@ class ConditioningCache:
         """Drop what is kept, to have its memory; the counts go on."""
         self._kept.clear()
         self.size_bytes = 0
+
+    def forget(self, adapter: Adapter) -> None:
+        """Drop what was made with an adapter, and with it the adapter."""
+        for prompt in [
+            prompt for prompt in self._kept if any(each.adapter is adapter for each in prompt.adapters)
+        ]:
+            self.size_bytes -= self._kept.pop(prompt).size_bytes
 
     def get(self, prompt: Prompt) -> Conditioning | None:
         """Return what was put for `prompt` and make it the last to leave."""

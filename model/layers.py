@@ -6,7 +6,7 @@ Parameter names are those of the original checkpoint, so that layout needs no ma
 black-forest-labs/flux, src/flux/modules/layers.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from kernels.float8 import Quantized, Rows
 from kernels.ops import Ops
+from kernels.rows import spans
+from kernels.updates import LowRank, Updates
 from model.config import TransformerConfig
 from model.layout import Layout, Stream
 from model.quantization import Linear, QuantizedLinear
@@ -38,6 +40,8 @@ class NextNorm(NamedTuple):
 
 
 Projections = Sequence[tuple[Linear, Stream]]  # each stream with its layer; together they have all rows
+Changes = Mapping[nn.Module, Sequence[LowRank]]  # what the adapters of one sample change, by layer
+Apply = Callable[[nn.Module, Tensor], Tensor]  # of a layer to rows
 
 
 class OnRows(nn.Module):
@@ -48,7 +52,14 @@ class OnRows(nn.Module):
         self.ops = ops
 
     def linear(self, layer: Linear, x: Rows, stream: Stream, out: Tensor | None = None) -> Tensor:
-        """Apply `layer` to the rows of `stream`."""
+        """Apply `layer`, with what adapters add to it, to the rows of `stream`."""
+        out = self._product(layer, x, stream, out)
+        if (updates := stream.updates.get(layer)) is not None:
+            rows = x.dequantized(out.dtype) if isinstance(x, Quantized) else x
+            self.ops.low_rank_add(rows, updates, out)
+        return out
+
+    def _product(self, layer: Linear, x: Rows, stream: Stream, out: Tensor | None) -> Tensor:
         if isinstance(layer, QuantizedLinear) and layer.inputs:
             rows = x if isinstance(x, Quantized) else self.ops.quantize(x)
             return self.ops.quantized_linear(rows, layer.rows, layer.bias, stream.products, out)
@@ -70,20 +81,38 @@ class OnRows(nn.Module):
         layer, _ = projections[0]
         out = x.new_empty(len(x), layer.out_features)
         for layer, stream in projections:
-            rows, slot = stream.span.of(x), stream.span.of(out)
-            self.ops.linear_gelu(rows, weight_of(layer, x.dtype), layer.bias, stream.products, slot)
+            rows, slot, weight = stream.span.of(x), stream.span.of(out), weight_of(layer, x.dtype)
+            if (updates := stream.updates.get(layer)) is None:
+                self.ops.linear_gelu(rows, weight, layer.bias, stream.products, slot)
+            else:
+                self._adapted_gelu(rows, weight, layer.bias, stream, updates, slot)
         return out
+
+    def _adapted_gelu(
+        self, x: Tensor, weight: Tensor, bias: Tensor, stream: Stream, updates: Updates, out: Tensor
+    ) -> None:
+        """Apply a layer, its updates and a GELU; products without updates run as they do without company."""
+        products = spans(stream.products)
+        adapted = [span for span in products if updates.touch(span)]
+        for span in products:
+            product = self.ops.linear if span in adapted else self.ops.linear_gelu
+            product(span.of(x), weight, bias, (span.rows,), span.of(out))
+        self.ops.low_rank_add(x, updates, out)
+        for span in adapted:
+            self.ops.gelu_tanh(span.of(out), (span.rows,), span.of(out))
 
     def project_add_norm(
         self, x: Tensor, gate: Tensor, projections: Projections, rows: Rows, norm: NextNorm, layout: Layout
     ) -> Rows:
         """Add the gated projection of `rows` to `x` in place, and return `x` normed for what follows.
 
-        The sum is made with the norm, or, where products are ours, with the product.
+        The sum is made with the norm; where products are ours and nothing comes between, with the product.
         """
         shift, scale, quantized = norm
         add_product = self.ops.linear_residual
-        if add_product is None or any(isinstance(layer, QuantizedLinear) for layer, _ in projections):
+        if add_product is None or any(
+            isinstance(layer, QuantizedLinear) or layer in stream.updates for layer, stream in projections
+        ):
             update, add = self.project(projections, rows), self.ops.gated_residual_norm
             return add(x, gate, update, shift, scale, layout.owners, quantized=quantized)
         assert isinstance(rows, Tensor), "rows are quantised for layers that take them so"
@@ -103,6 +132,12 @@ def vectors(mod: Tensor, width: int) -> tuple[Tensor, ...]:
     return torch.split(mod, width, dim=1)
 
 
+def plainly(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer as it is."""
+    out: Tensor = layer(x)
+    return out
+
+
 def weight_of(layer: Linear, dtype: torch.dtype) -> Tensor:
     """Return the weight [out, in] of a layer in `dtype`, if need be brought back from eight bits."""
     return layer.rows.dequantized(dtype) if isinstance(layer, QuantizedLinear) else layer.weight
@@ -116,10 +151,9 @@ class MLPEmbedder(nn.Module):
         self.in_layer = nn.Linear(in_width, width)
         self.out_layer = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, apply: Apply = plainly) -> Tensor:
         """Map [n, in_width] to [n, width]."""
-        embedded: Tensor = self.out_layer(F.silu(self.in_layer(x)))
-        return embedded
+        return apply(self.out_layer, F.silu(apply(self.in_layer, x)))
 
 
 class ModulationLinear(nn.Module):

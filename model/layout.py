@@ -5,15 +5,16 @@ tensor. A `Layout` says whose they are. It depends on sizes alone, so the pipeli
 recent steps.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.rows import Owners, Sequences, Span, spans
+from kernels.updates import Updates
 from model.config import TransformerConfig
 
 
@@ -45,13 +46,17 @@ class Stream:
     """The text rows, the image rows, or both.
 
     `span` is where they lie, `products` are the rows of each matrix product, `cos` and `sin`
-    [rows, head_dim / 2] the rotations, float32.
+    [rows, head_dim / 2] the rotations, float32. `updates` are what adapters add to the product of a layer.
     """
 
     span: Span
     products: tuple[int, ...]
     cos: Tensor
     sin: Tensor
+    updates: Mapping[nn.Module, Updates] = field(default_factory=dict)
+
+
+StreamName = Literal["txt", "img", "joint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,23 @@ class Layout:
     def img_lengths(self) -> list[int]:
         """The image rows of each sample."""
         return [shape.img_rows for shape in self.shapes]
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether adapters add to any product."""
+        return any(stream.updates for stream in (self.txt, self.img, self.joint))
+
+    def stream(self, name: StreamName) -> Stream:
+        return {"txt": self.txt, "img": self.img, "joint": self.joint}[name]
+
+    def own_rows(self, sample: int, stream: Stream) -> list[Span]:
+        """Return where the rows of a sample lie within those of a stream."""
+        first = stream.span.start
+        return [
+            Span(span.start - first, span.rows)
+            for span in self.sequences.spans[sample]
+            if first <= span.start < stream.span.stop and span.rows
+        ]
 
     @classmethod
     def build(

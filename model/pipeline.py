@@ -6,7 +6,7 @@ different sizes, step counts and timesteps share a step.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import KernelsName, choose
-from kernels.rows import Owners, spans
 from model.autoencoder import Autoencoder
 from model.checkpoint import combined_digest, load_into, open_checkpoint
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
 from model.graphs import CudaRecorder, Step, StepGraphs
 from model.info import PipelineInfo
-from model.layout import Layout, Numerics, Shape
+from model.layout import Numerics
 from model.lending import Memory
+from model.lora import Adapter, Scaled, merged
 from model.progress import Progress, counted
 from model.quantization import QuantizeName, choose_quantization
+from model.recent_layouts import RecentLayouts
 from model.sampling import PIXELS_PER_PATCH, Pass, Sample, draw_noise, guided, schedule_sigmas, unpack
 from model.source import Source, begin_from
 from model.text import T5, Clip, load_encoders
 from model.transformer import Transformer
 
 DEFAULT_GUIDANCE = 3.5  # of guidance-distilled weights
-RECENT_LAYOUTS = 64
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3]
 
@@ -69,8 +69,7 @@ class Pipeline:
         self.numerics = Numerics(info.numerics)
         self._graphs = StepGraphs(transformer, CudaRecorder()) if self.device.type == "cuda" else None
         self._step: Step = transformer if self._graphs is None else self._graphs
-        self._layout = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_layout)
-        self._owners = lru_cache(maxsize=RECENT_LAYOUTS)(self._build_owners)
+        self._layouts = RecentLayouts(transformer, numerics=self.numerics, device=self.device)
 
     @classmethod
     def load(
@@ -182,9 +181,12 @@ class Pipeline:
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """Encode prompts, each distinct one once, from the cache where it is there.
 
+        Adapters that do not change the text projection do not make a prompt another one.
+
         In `fast` numerics prompts of one length run as one batch; in `exact` numerics each runs alone, since
         the matrix products of a batch may round differently.
         """
+        prompts = [self._relevant(prompt) for prompt in prompts]
         found: dict[Prompt, Conditioning] = {}
         missing: list[Prompt] = []
         for prompt in dict.fromkeys(prompts):
@@ -211,10 +213,12 @@ class Pipeline:
         seed: int,
         guidance_scale: float,
         source: Source | None = None,
+        adapters: Sequence[Scaled] = (),
     ) -> Sample:
         """Begin a picture: draw its noise, encode its source and compute what all its steps share.
 
-        `negative` is given exactly when `uses_negative(guidance_scale)`. `source` is `width` x `height`.
+        `negative` is given exactly when `uses_negative(guidance_scale)`; both have been encoded with
+        `adapters`. `source` is `width` x `height`.
         """
         tokens = (width // PIXELS_PER_PATCH) * (height // PIXELS_PER_PATCH)
         sigmas = schedule_sigmas(self.schedule, steps=steps, tokens=tokens)
@@ -227,25 +231,29 @@ class Pipeline:
             latents, kept = begin_from(source, self.autoencoder, seed=seed, sigma=sigmas[0])
         times = torch.tensor(sigmas[:-1], device=self.device)
         guidance = (guidance_scale or DEFAULT_GUIDANCE) if self.info.guidance_embed else None
+        changes = merged(adapters)
         return Sample(
             width=width,
             height=height,
             sigmas=sigmas,
             guidance_scale=guidance_scale,
             passes=tuple(
-                Pass(txt=each.txt, modulation=self.transformer.modulate(times, each.pooled, guidance))
+                Pass(
+                    txt=each.txt, modulation=self.transformer.modulate(times, each.pooled, guidance, changes)
+                )
                 for each in (conditioning, negative)
                 if each is not None
             ),
             latents=latents,
             kept=kept,
+            adapters=tuple(adapters),
         )
 
     @torch.inference_mode()
     def denoise_step(self, samples: Sequence[Sample]) -> None:
         """Advance every sample by one of its own steps; if this raises, no sample has moved."""
         velocity = self._velocity(samples)
-        owners = self._owners(tuple(len(sample.latents) for sample in samples))
+        owners = self._layouts.owners(samples)
         deltas = [sample.sigmas[sample.step + 1] - sample.sigmas[sample.step] for sample in samples]
         moved = self.ops.euler_step(
             torch.cat([sample.latents for sample in samples]),
@@ -272,6 +280,11 @@ class Pipeline:
         """
         return [self._decode(sample) for sample in samples]
 
+    def forget(self, adapter: Adapter) -> None:
+        """Drop what is kept of an adapter; as `free`, this runs alone. Samples that have it keep it."""
+        self.conditioning.forget(adapter)
+        self._layouts.clear()
+
     @contextmanager
     def stream(self) -> Iterator[None]:
         """Give this thread, on a GPU, a stream of its own, beside what other threads do there."""
@@ -295,8 +308,7 @@ class Pipeline:
     def free(self) -> None:
         """Give back the memory of what is only kept to save work."""
         self.conditioning.free()
-        self._layout.cache_clear()
-        self._owners.cache_clear()
+        self._layouts.clear()
         if self._graphs is not None:
             self._graphs.clear()
             torch.cuda.empty_cache()
@@ -314,9 +326,16 @@ class Pipeline:
         pooled = self.clip.encode(texts).to(self.dtype)
         states = self.t5.encode(texts, length=prompts[0].max_sequence_length).to(self.dtype)
         return [
-            Conditioning(txt=self.transformer.project_text(txt), pooled=vector.clone())
-            for txt, vector in zip(states, pooled, strict=True)
+            Conditioning(
+                txt=self.transformer.project_text(txt, merged(prompt.adapters)), pooled=vector.clone()
+            )
+            for prompt, txt, vector in zip(prompts, states, pooled, strict=True)
         ]
+
+    def _relevant(self, prompt: Prompt) -> Prompt:
+        """Leave out the adapters that do not change what is encoded."""
+        projecting = (each for each in prompt.adapters if self.transformer.txt_in in each.adapter.changes)
+        return replace(prompt, adapters=tuple(projecting))
 
     def _velocity(self, samples: Sequence[Sample]) -> Tensor:
         """Return the velocity [rows, 64] of all samples, the passes of each combined in float32.
@@ -324,13 +343,9 @@ class Pipeline:
         Where every sample has one pass it is what the transformer returned, in the model's dtype.
         """
         passes = [(sample, each) for sample in samples for each in sample.passes]
-        layout = self._layout(
-            tuple(
-                Shape(len(each.txt), sample.height // PIXELS_PER_PATCH, sample.width // PIXELS_PER_PATCH)
-                for sample, each in passes
-            )
-        )
-        velocity = self._step(
+        layout = self._layouts.of(passes)
+        step = self.transformer if layout.is_adapted else self._step  # a graph would belong to its adapters
+        velocity = step(
             torch.cat([sample.latents for sample, _ in passes]).to(self.dtype),
             torch.cat([each.txt for _, each in passes]),
             torch.stack([each.modulation[sample.step] for sample, each in passes]),
@@ -342,14 +357,6 @@ class Pipeline:
         return torch.cat(
             [guided([next(per_pass) for _ in sample.passes], sample.guidance_scale) for sample in samples]
         )
-
-    def _build_layout(self, shapes: tuple[Shape, ...]) -> Layout:
-        return Layout.build(
-            shapes, config=self.transformer.config, numerics=self.numerics, device=self.device
-        )
-
-    def _build_owners(self, lengths: tuple[int, ...]) -> Owners:
-        return Owners.build(spans(lengths), self.device)
 
     def _decode(self, sample: Sample) -> Pixels:
         if not bool(torch.isfinite(sample.latents).all()):

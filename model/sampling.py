@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.config import ScheduleConfig
+from model.lora import Scaled
 
 LATENT_CHANNELS = 16
 PIXELS_PER_LATENT = 8
@@ -49,7 +50,8 @@ class Sample:
 
     At the start they are noise, or those of a source with noise added: then `sigmas` begin in the middle of
     the schedule. With classifier-free guidance `passes` has two entries, the prompt and the negative prompt.
-    `before` is what `latents` were before the last step.
+    `before` is what `latents` were before the last step. `adapters` hold for all its
+    passes.
     """
 
     width: int
@@ -61,6 +63,7 @@ class Sample:
     kept: Kept | None = None
     step: int = 0
     before: Tensor | None = None
+    adapters: tuple[Scaled, ...] = ()
 
     @property
     def finished(self) -> bool:

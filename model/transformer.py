@@ -6,15 +6,19 @@ every step of a request (text projection, modulation vectors of all its steps) i
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.ops import Ops, reference_ops
+from kernels.rows import Span
+from kernels.updates import Update, Updates
 from model.config import TransformerConfig
 from model.layers import (
     MLP,
+    Changes,
     DoubleStreamBlock,
     FinalLayer,
     MLPEmbedder,
@@ -22,11 +26,13 @@ from model.layers import (
     OnRows,
     SingleStreamBlock,
     StreamAttention,
+    plainly,
 )
-from model.layout import Layout
-from model.quantization import Quantization, quantize_linears
+from model.layout import Layout, StreamName
+from model.quantization import Linear, Quantization, quantize_linears
 
 SINUSOID_WIDTH = 256
+UNCHANGED: Changes = {}
 
 
 class Transformer(OnRows):
@@ -80,28 +86,54 @@ class Transformer(OnRows):
                 if isinstance(module, StreamAttention | MLP | SingleStreamBlock):
                     quantize_linears(module, quantization)
 
-    def project_text(self, txt: Tensor) -> Tensor:
+    def project_text(self, txt: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         """Map one prompt's T5 states [rows, text_width] to [rows, width]."""
-        projected: Tensor = self.txt_in(txt)
-        return projected
+        return self._apply_changed(changes, self.txt_in, txt)
 
-    def modulate(self, sigmas: Tensor, pooled: Tensor, guidance: float | None) -> Tensor:
+    def modulate(
+        self, sigmas: Tensor, pooled: Tensor, guidance: float | None, changes: Changes = UNCHANGED
+    ) -> Tensor:
         """Return the modulation vectors of all blocks for every step of one request.
 
         Args:
             sigmas: [steps], float32, the time of each step.
             pooled: [pooled_width], CLIP's vector.
             guidance: the embedded guidance, None for weights without that embedding.
+            changes: of the layers, by the adapters of the request.
 
         Returns:
             [steps, modulation width]: per double block image then text (6 * width each), per single block
             3 * width, and the final layer's shift and scale.
         """
-        vec = self.time_in(self._sinusoid(sigmas))
+        apply = partial(self._apply_changed, changes)
+        vec = self.time_in(self._sinusoid(sigmas), apply)
         if guidance is not None:
-            vec = vec + self.guidance_in(self._sinusoid(torch.full_like(sigmas, guidance)))
-        vec = F.silu(vec + self.vector_in(pooled.unsqueeze(0)))
-        return torch.cat([layer(vec) for layer in self._modulation_layers()], dim=-1)
+            vec = vec + self.guidance_in(self._sinusoid(torch.full_like(sigmas, guidance)), apply)
+        vec = F.silu(vec + self.vector_in(pooled.unsqueeze(0), apply))
+        return torch.cat([apply(layer, vec) for layer in self._modulation_layers()], dim=-1)
+
+    def step_linears(self) -> Iterator[tuple[StreamName, Linear]]:
+        """Yield the linears that `forward` applies, each with the stream whose rows it takes."""
+        yield "img", self.img_in
+        for block in self._blocks():
+            if isinstance(block, DoubleStreamBlock):
+                for layer in (block.txt_attn.qkv, block.txt_attn.proj, *block.txt_mlp.linears()):
+                    yield "txt", layer
+                for layer in (block.img_attn.qkv, block.img_attn.proj, *block.img_mlp.linears()):
+                    yield "img", layer
+            else:
+                yield "joint", block.linear1
+                yield "joint", block.linear2
+        yield "img", self.final_layer.linear
+
+    def _apply_changed(self, changes: Changes, layer: nn.Module, x: Tensor) -> Tensor:
+        """Apply a layer outside of the steps to rows of one sample, with what its adapters change of it."""
+        out = plainly(layer, x)
+        if own := changes.get(layer):
+            rows = Span(0, len(x))
+            updates = Updates.build([Update(rows, change) for change in own], x.device)
+            self.ops.low_rank_add(x, updates, out)
+        return out
 
     def _blocks(self) -> Iterator[DoubleStreamBlock | SingleStreamBlock]:
         for block in (*self.double_blocks, *self.single_blocks):

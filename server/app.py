@@ -16,6 +16,7 @@ from server import __version__
 from server.addresses import Addresses, networks
 from server.decoders import Decoders
 from server.engine import Engine
+from server.expiry import Expiry
 from server.http.access import AccessMiddleware
 from server.http.auth import Door
 from server.http.automatic1111 import automatic1111_router
@@ -32,6 +33,7 @@ from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router, probes_router
 from server.http.outputs import Outputs, files_router
+from server.http.own_files import OwnFiles
 from server.http.playground import Playground, playground_router
 from server.http.replicate import DIALECT as REPLICATE
 from server.http.replicate import replicate_payload, replicate_routers
@@ -48,6 +50,8 @@ from server.protocol import Start
 from server.quotas import Quotas
 from server.settings import DIALECTS, Settings
 from server.signatures import Signatures
+from server.source_files import SourceFiles
+from server.uploads import Uploads
 from server.usage import UsageFile
 from server.webhooks import Webhooks
 
@@ -131,6 +135,7 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
     store = JobStore(folder / "jobs.sqlite")
     store.open()
     files = PictureFiles(folder / "files", lifetime_s=settings.jobs_ttl_s)
+    limit_bytes = settings.jobs_disk_mb << 20
     outputs = Outputs(files, settings.output, settings.public_url)
     payloads = {
         REPLICATE: replicate_payload(outputs),
@@ -144,16 +149,28 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
         engine,
         store,
         files,
+        SourceFiles(folder / "sources", limit_bytes=limit_bytes),
         Webhooks(
             store, payloads, signatures, addresses, metrics=metrics, signers={FAL: signatures.fal_headers}
         ),
+        Expiry(
+            store,
+            files,
+            uploads_in(settings),
+            lifetime_s=settings.jobs_ttl_s,
+            limit_bytes=limit_bytes,
+        ),
         metrics=metrics,
         quotas=quotas,
-        lifetime_s=settings.jobs_ttl_s,
-        limit_bytes=settings.jobs_disk_mb << 20,
         max_unfinished=settings.max_unfinished_jobs,
     )
     return jobs, outputs
+
+
+def uploads_in(settings: Settings) -> Uploads:
+    """Return what clients uploaded into the data directory."""
+    folder = _at_home(settings.data_dir) / "jobs" / "uploads"
+    return Uploads(folder, lifetime_s=settings.jobs_ttl_s, limit_bytes=settings.jobs_disk_mb << 20)
 
 
 def sources_of(settings: Settings, outputs: Outputs) -> Sources:
@@ -161,7 +178,8 @@ def sources_of(settings: Settings, outputs: Outputs) -> Sources:
     allowed = Addresses(networks(settings.image_url_allow_networks)) if settings.allow_image_urls else None
     limit_bytes = settings.max_body_mb << 20
     decoders = Decoders(max_pixels=settings.max_image_megapixels * 1_000_000, max_body_bytes=limit_bytes)
-    return Sources(decoders, ImageUrls(allowed, limit_bytes=limit_bytes), outputs.find_file)
+    urls = ImageUrls(allowed, limit_bytes=limit_bytes)
+    return Sources(decoders, urls, OwnFiles(outputs, uploads_in(settings)))
 
 
 def leniencies(settings: Settings) -> dict[str, Leniency]:
@@ -259,13 +277,15 @@ def dialect_routers(
     """Return the routes of all dialects; of two that take a path the first answers."""
     return (
         native_router(engine, answers, sources),
-        *replicate_routers(engine, jobs, outputs, leniency["replicate"]),  # knows OpenAI's owner/name too
+        *replicate_routers(
+            engine, jobs, outputs, sources, leniency["replicate"]
+        ),  # knows OpenAI's owner/name too
         openai_router(engine, answers, sources, leniency["openai"]),
-        huggingface_router(engine, leniency["huggingface"]),
+        huggingface_router(engine, sources, leniency["huggingface"]),
         automatic1111_router(engine, sources, leniency["automatic1111"]),
-        cog_router(engine, jobs, outputs, leniency["cog"], playground),
-        *fal_routers(engine, jobs, outputs, leniency["fal"]),
-        bfl_router(engine, jobs, outputs, leniency["bfl"]),
+        cog_router(engine, jobs, outputs, sources, leniency["cog"], playground),
+        *fal_routers(engine, jobs, outputs, sources, leniency["fal"]),
+        bfl_router(engine, jobs, outputs, sources, leniency["bfl"]),
         files_router(outputs.files),
     )
 

@@ -1,8 +1,8 @@
 """The words between the front end and a worker: tagged msgpack messages in length-prefixed frames.
 
 The pipe is an inherited socket pair, so nobody else can speak on it; still every frame is capped before a
-byte of it is stored, and only these types are ever built from it (no pickle). Prompts and seeds go in,
-encoded pictures come out; no tensor crosses.
+byte of it is stored, and only these types are ever built from it (no pickle). Prompts, seeds and the raw
+pixels of sources go in, encoded pictures come out; no tensor crosses.
 """
 
 import struct

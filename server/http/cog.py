@@ -42,8 +42,17 @@ from server.http.leniency import Leniency
 from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_json, pictures_response
 from server.http.playground import Playground
-from server.http.predictions import INPUT_EXAMPLE, OUTPUT_SCHEMA, Input, logs_of, output_of, to_request
+from server.http.predictions import (
+    INPUT_EXAMPLE,
+    OUTPUT_SCHEMA,
+    Input,
+    logs_of,
+    output_of,
+    start_of,
+    to_request,
+)
 from server.http.running import Call, Running, caller_of
+from server.http.sources import Sources
 from server.job import Job, JobKey, Webhook
 from server.job_store import Delivery
 from server.jobs import Jobs
@@ -116,7 +125,12 @@ EXAMPLE: Final[dict[str, Any]] = {"input": INPUT_EXAMPLE}
 
 
 def cog_router(
-    engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency, playground: Playground | None
+    engine: Engine,
+    jobs: Jobs,
+    outputs: Outputs,
+    sources: Sources,
+    leniency: Leniency,
+    playground: Playground | None,
 ) -> APIRouter:
     """Return the routes of a Cog container; its index is the `playground` for those who prefer HTML."""
     router = APIRouter(route_class=route_class(render_error), tags=["Cog"])
@@ -204,6 +218,8 @@ def cog_router(
         if "text/event-stream" in accepted_types(http.headers.get("accept", "")):
             raise NotAcceptable("there is no stream of a prediction; allowed: Accept: application/json")
         request = to_request(body.input, engine.model, leniency, id=exchange_of(http).request_id)
+        if start := start_of(body.input):
+            request = await sources.begin(http, request, start)
         if call := running.find(caller_of(http), name):
             assert isinstance(call.body, PredictionBody), "nothing else runs here"
             return _json(_state(name, call) | {"input": _sent(call.body)}, 202)

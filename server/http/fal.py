@@ -32,6 +32,7 @@ from server.http.fal_app import (
     output_of,
     priority_of,
     render_error,
+    start_of,
     start_timeout_s,
     to_request,
 )
@@ -39,6 +40,7 @@ from server.http.fal_queue import Queue, queue_routers
 from server.http.leniency import Leniency
 from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_event_response, pictures_response
+from server.http.sources import Sources
 from server.jobs import Jobs
 from server.roster import Watch
 from server.signatures import Signatures
@@ -78,16 +80,20 @@ PROXY: Final[dict[str, Any]] = {
 }
 
 
-def fal_routers(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> list[APIRouter]:
+def fal_routers(
+    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+) -> list[APIRouter]:
     """Return all routes of the dialect."""
-    queue = Queue(engine, jobs, outputs, leniency)
-    direct = [_run_router(engine, jobs, queue, outputs, leniency), *queue_routers(queue, outputs)]
+    queue = Queue(engine, jobs, outputs, sources, leniency)
+    direct = [_run_router(engine, jobs, queue, outputs, sources, leniency), *queue_routers(queue, outputs)]
     routes = [route for router in direct for route in router.routes]
     proxy = _proxy_router(Router(routes, redirect_slashes=False))
     return [*direct, proxy, _keys_router(jobs.webhooks.signatures)]
 
 
-def _run_router(engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, leniency: Leniency) -> APIRouter:
+def _run_router(
+    engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, sources: Sources, leniency: Leniency
+) -> APIRouter:
     router = APIRouter(
         prefix="/fal/run",
         route_class=route_class(render_error),
@@ -98,6 +104,10 @@ def _run_router(engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, leni
     @router.post("/{owner}/{alias}/{variant}/stream", summary="Make pictures, told in an event", **STREAM)
     async def stream(http: Request, owner: str, alias: str, variant: str) -> Response:
         return pictures_event_response(await made(http, f"{owner}/{alias}/{variant}"))
+
+    @router.post("/{owner}/{alias}/{variant}/image-to-image", include_in_schema=False)
+    async def run_long(http: Request, owner: str, alias: str, variant: str) -> Response:
+        return pictures_response(await made(http, f"{owner}/{alias}/{variant}/image-to-image"))
 
     @router.post("/{owner}/{alias}/stream", include_in_schema=False)
     async def stream_short(http: Request, owner: str, alias: str) -> Response:
@@ -122,11 +132,14 @@ def _run_router(engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, leni
         request = to_request(
             sent, model, leniency, id=exchange_of(http).request_id, priority=priority_of(http)
         )
+        timeout_s = start_timeout_s(http)
+        if start := start_of(sent):
+            request = await sources.begin(http, request, start)
 
         async def make(watch: Watch) -> GenerationResult:
             return await generate(engine, http, request, seeded=sent.seed is not None, watch=watch)
 
-        result = await begun_within(start_timeout_s(http), make)
+        result = await begun_within(timeout_s, make)
         pictures = [Picture(each.data, prefix=f"data:{each.content_type};base64,") for each in result.images]
         return output_of(request, result.images, pictures, result.timings)
 

@@ -42,6 +42,7 @@ from server.http.fal_app import (
     output_of,
     priority_of,
     render_error,
+    start_of,
     start_timeout_s,
     to_request,
 )
@@ -49,6 +50,7 @@ from server.http.leniency import Leniency
 from server.http.models import model_if_loaded
 from server.http.outputs import Outputs
 from server.http.pictures import pictures_response
+from server.http.sources import Sources
 from server.job import Job, JobKey, JobState, Webhook
 from server.job_store import Delivery
 from server.jobs import Jobs
@@ -100,10 +102,13 @@ EVENTS: Final = described(
 class Queue:
     """The jobs of this dialect. `start_by_s` in the input of one is when it must have begun, in Unix time."""
 
-    def __init__(self, engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> None:
+    def __init__(
+        self, engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+    ) -> None:
         self._engine = engine
         self._jobs = jobs
         self._outputs = outputs
+        self._sources = sources
         self._leniency = leniency
         self._watches: set[asyncio.Task[None]] = set()
 
@@ -119,6 +124,8 @@ class Queue:
         if webhook is not None:
             await self._jobs.webhooks.check(webhook, field="fal_webhook")
         request = to_request(sent, model, self._leniency, id="", priority=priority_of(http))
+        if start := start_of(sent):
+            request = await self._sources.begin(http, request, start)
         wanted = Job(
             key=JobKey(DIALECT, key_of(http), str(uuid.uuid4())),
             request=request,
@@ -218,6 +225,12 @@ def _submit_router(queue: Queue, outputs: Outputs) -> APIRouter:
         http: Request, owner: str, alias: str, variant: str, fal_webhook: str | None = None
     ) -> Response:
         return await submitted(http, f"{owner}/{alias}/{variant}", fal_webhook)
+
+    @router.post(f"{PATHS[1]}/image-to-image", include_in_schema=False)
+    async def submit_long(
+        http: Request, owner: str, alias: str, variant: str, fal_webhook: str | None = None
+    ) -> Response:
+        return await submitted(http, f"{owner}/{alias}/{variant}/image-to-image", fal_webhook)
 
     @router.post(PATHS[0], include_in_schema=False)
     async def submit_short(http: Request, owner: str, alias: str, fal_webhook: str | None = None) -> Response:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
-from server.errors import InvalidRequest, NotFound
+from server.errors import NotFound
 from server.http.description import described
 from server.http.errors import render_error, route_class
 from server.http.pictures import Picture
@@ -50,17 +50,6 @@ class Outputs:
         found = await asyncio.to_thread(lambda: [self.files.read(image.name) for image in job.images])
         pictures = [Picture(each.data, prefix=f"data:{each.content_type};base64,") for each in found if each]
         return pictures if len(pictures) == len(job.images) else None
-
-    async def find_file(self, http: Request, url: str, field: str) -> bytes | None:
-        """Return the picture at a URL of this server; None for any other. Raises `InvalidRequest`."""
-        name = url.removeprefix(f"{self.base_url(http)}/files/")
-        if name == url:
-            return None
-        found = await asyncio.to_thread(self.files.read, name)
-        if found is None:
-            message = f"{field} is the URL of a file that is not there; allowed: one that has not expired"
-            raise InvalidRequest(message, field=field)
-        return found.data
 
 
 def files_router(files: PictureFiles) -> APIRouter:

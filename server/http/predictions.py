@@ -1,6 +1,8 @@
 """What a prediction of black-forest-labs/flux-schnell takes and gives, wherever that model is served by Cog.
 
 The names, defaults and sizes are the published ones; only the limit of steps is the served model's own.
+Pictures as input are those of black-forest-labs/flux-dev, but for its strength of 0.8: four steps would all
+run, and nothing be left of the picture.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -10,16 +12,19 @@ from pydantic import ConfigDict, Field
 from server.generation import (
     MAX_PROMPT_CHARS,
     MAX_SEED,
+    MIN_STRENGTH,
     GenerationRequest,
     GenerationResult,
     ImageFormat,
     ModelInfo,
 )
 from server.http.body import RequestBody, Text
+from server.http.input_pictures import PICTURE_RULE, InputPicture
 from server.http.leniency import Leniency
 from server.http.pictures import Picture
 from server.http.seeds import given_or_drawn
 from server.http.sizes import size_of
+from server.http.sources import REPAINT, STRENGTH_RULE, Names, Start
 
 MAX_OUTPUTS: Final = 4
 FORMATS: Final[dict[str, ImageFormat]] = {"webp": "webp", "jpg": "jpeg", "png": "png"}
@@ -31,6 +36,11 @@ AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", 
 def _order(place: int) -> dict[str, Any]:
     """The place of a field in forms that are made from the schema."""
     return {"x-order": place}
+
+
+def _address(place: int) -> dict[str, Any]:
+    """The same of a field that is a file, for which forms have a button."""
+    return {"x-order": place, "format": "uri"}
 
 
 class Input(RequestBody):
@@ -95,8 +105,28 @@ class Input(RequestBody):
         bool, Field(description="true or false; accepted and ignored", json_schema_extra=_order(8))
     ] = True
     megapixels: Annotated[
-        Literal["1", "0.25"], Field(description='"1" or "0.25"', json_schema_extra=_order(9))
+        Literal["1", "0.25"],
+        Field(description='"1" or "0.25"; with image it counts not', json_schema_extra=_order(9)),
     ] = "1"
+    image: Annotated[
+        InputPicture | None,
+        Field(description=f"{PICTURE_RULE}; the answer has its size", json_schema_extra=_address(10)),
+    ] = None
+    mask: Annotated[
+        InputPicture | None,
+        Field(
+            description=f"{PICTURE_RULE}; what is white in it is drawn anew", json_schema_extra=_address(11)
+        ),
+    ] = None
+    prompt_strength: Annotated[
+        float | None,
+        Field(
+            ge=MIN_STRENGTH,
+            le=1,
+            description=f"{STRENGTH_RULE}, with a mask {REPAINT:g}",
+            json_schema_extra=_order(12),
+        ),
+    ] = None
 
 
 INPUT_EXAMPLE: Final[dict[str, Any]] = {
@@ -129,6 +159,19 @@ def to_request(
         max_sequence_length=fit.sequence_length,
         image_format=FORMATS[sent.output_format],
         quality=max(1, sent.output_quality),
+    )
+
+
+def start_of(sent: Input, *, field: str = "input") -> Start | None:
+    """Return what a prediction starts from, if that is a picture; without one nothing is said of it."""
+    if sent.image is None:
+        return None
+    return Start(
+        image=sent.image,
+        mask=sent.mask,
+        strength=sent.prompt_strength,
+        mask_strength=REPAINT,
+        names=Names(image=f"{field}.image", mask=f"{field}.mask"),
     )
 
 

@@ -24,15 +24,16 @@ from server.http.exchange import key_of
 from server.http.leniency import Leniency
 from server.http.models import model_if_loaded, model_object, version_object, version_of
 from server.http.outputs import Outputs
+from server.http.own_files import PREFIXES, uploads_router
 from server.http.pictures import Picture, pictures_response
-from server.http.predictions import INPUT_EXAMPLE, Input, logs_of, to_request
+from server.http.predictions import INPUT_EXAMPLE, Input, logs_of, start_of, to_request
+from server.http.sources import Sources
 from server.job import Job, JobKey, JobState, Webhook, new_job_id
 from server.job_store import Delivery
 from server.jobs import Jobs
 from server.webhooks import Payload
 
 DIALECT: Final = "replicate"
-PREFIXES: Final = ("/v1", "/replicate/v1", "/v1/v1")
 MODEL: Final = "black-forest-labs/flux-schnell"  # as it is called there
 CURSOR: Final = re.compile(r"[1-9][0-9]{0,17}")
 PAGE: Final = 100
@@ -92,13 +93,22 @@ FOUND: Final = described("not_found", "storage_unavailable")
 KNOWN: Final = described("not_found", "not_ready")
 
 
-def replicate_routers(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> list[APIRouter]:
+def replicate_routers(
+    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+) -> list[APIRouter]:
     """Return the routes of the dialect under each of its prefixes."""
-    return [replicate_router(engine, jobs, outputs, leniency, prefix) for prefix in PREFIXES]
+    return [
+        router
+        for prefix in PREFIXES
+        for router in (
+            replicate_router(engine, jobs, outputs, sources, leniency, prefix),
+            uploads_router(sources.own, render_error, prefix),
+        )
+    ]
 
 
 def replicate_router(
-    engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency, prefix: str
+    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency, prefix: str
 ) -> APIRouter:
     """Return the routes under `prefix`, which the addresses in answers keep."""
     router = APIRouter(
@@ -185,13 +195,17 @@ def replicate_router(
         if model is not None:
             check(http, name, model, field="version" if body.version else "model")
         base_url = outputs.base_url(http)
+        request = to_request(body.input, model, leniency, id="")
+        webhook = await checked_webhook(body, jobs)
+        if start := start_of(body.input):
+            request = await sources.begin(http, request, start)
         wanted = Job(
             key=_key(http, new_job_id()),
-            request=to_request(body.input, model, leniency, id=""),
+            request=request,
             seeded=bool(body.input.seed),
             input={"model": name, "version": version, "input": body.input.model_dump(exclude_unset=True)},
             base_url=base_url,
-            webhook=await checked_webhook(body, jobs),
+            webhook=webhook,
             deadline_s=deadline_s(http, now=time.time()),
         )
         job = await submit_job(jobs, http, wanted)

@@ -6,7 +6,6 @@ came of it. Messages name fields and never carry a picture.
 """
 
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -21,6 +20,7 @@ from server.geometry import Borders
 from server.http.body import shown
 from server.http.exchange import exchange_of
 from server.http.input_pictures import BASE64_RULE, PICTURE_RULE, InputPicture
+from server.http.own_files import OwnFiles
 from server.image_urls import ImageUrls
 
 DEFAULT_STRENGTH: Final = 0.6  # that of diffusers' FluxImg2ImgPipeline
@@ -30,8 +30,6 @@ STRENGTH_RULE: Final = (
 )
 DATA_URI: Final = re.compile(r"data:[\w.+/-]*(?:;[\w.+-]+=[\w.+-]*)*;base64,", re.IGNORECASE)
 WEB: Final = ("http://", "https://")
-
-FindFile = Callable[[Request, str, str], Awaitable[bytes | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +66,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """`find_file` returns what is at a URL if that is one of this server's; the last is its field's name."""
+    """Where pictures come from, and who decodes them."""
 
     decoders: Decoders
     urls: ImageUrls
-    find_file: FindFile
+    own: OwnFiles
 
     async def begin(self, http: Request, request: GenerationRequest, start: Start) -> GenerationRequest:
         """Return the request with its source, in the size of that; raises `InvalidRequest`.
@@ -116,7 +114,7 @@ class Sources:
         if isinstance(content, bytes):
             return Sent(data=memoryview(content), base64=False)
         if content.startswith(WEB):
-            found = await self.find_file(http, content, name)
+            found = await self.own.find(http, content, field=name)
             return Sent(data=memoryview(found or await self.urls.fetch(content, field=name)), base64=False)
         head = DATA_URI.match(content[:200])
         if (head is None and (not bare or content.startswith("data:"))) or not content.isascii():

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError
-from server.http import automatic1111, bfl, cog, fal_app, huggingface, openai, replicate
+from server.http import automatic1111, bfl, cog, fal_app, huggingface, openai, own_files, replicate
 from server.http.errors import Render
 from server.http.errors import render_error as render_plainly
 
@@ -22,7 +22,7 @@ PREFIXES: Final[dict[str, Render]] = {
     "/v1/models": openai.render_error,
     **{
         f"{prefix}/{name}": replicate.render_error
-        for prefix in replicate.PREFIXES
+        for prefix in own_files.PREFIXES
         for name in ("predictions", "files", "stream", "webhooks")
     },
     "/replicate": replicate.render_error,

@@ -183,11 +183,11 @@ class Loop:
             now = self.clock()  # asked here, so that no lane tells the meter of a time before another's
             device_s = self._meter.end(lane, now)
             efficiency = self.costs.efficiency(shapes) if step.kind is StepKind.DENOISE else None
+            parts = self.costs.parts(step.kind, shapes)
             if smooth:
                 self.costs.refine(Timed(step.kind, shapes, device_s))
-        for work in works:
-            share = work.entry.tokens / step.tokens
-            work.record(step.kind, seconds=now - running.began_s, device_s=device_s * share)
+        for work, part in zip(works, parts, strict=True):
+            work.record(step.kind, seconds=now - running.began_s, device_s=device_s * part)
         self.send(
             Stepped(
                 kind=step.kind,

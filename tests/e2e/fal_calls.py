@@ -11,7 +11,11 @@ from typing import Any
 import fal_client
 import httpx
 
+from tests.server.decoder.pictures import file_of, gradient
+
 APP = "fal-ai/flux/schnell"
+EDIT = "fal-ai/flux/dev/image-to-image"
+PICTURE = fal_client.encode(file_of(gradient(256, 272)), "image/png")
 ROOM_S = 0.4  # after which a full queue has room again
 SMALL: dict[str, Any] = {
     "prompt": "a red circle",
@@ -99,6 +103,10 @@ def main(webhook_url: str) -> None:
         "async": asyncio.run(asynchronous()),
         "queued": queued(),
         "cancelled": cancelled(),
+        "edited": shape(fal_client.run(EDIT, {"prompt": "a", "image_url": PICTURE, "seed": 5})),
+        "edited in the queue": shape(
+            fal_client.subscribe(EDIT, {"prompt": "a", "image_url": PICTURE, "seed": 5})
+        ),
         "bad": refusal(lambda: fal_client.run(APP, SMALL | {"num_images": 9})),
         "bad in the queue": refusal(lambda: fal_client.submit(APP, {"image_size": "square"})),
         "unknown": refusal(lambda: fal_client.result(APP, "c0ffee")),

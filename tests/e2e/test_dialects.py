@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from tests.e2e.conftest import Server
+from tests.server.decoder.pictures import file_of, gradient
 
 LARGE = {"width": 1024, "height": 1024, "steps": 12, "batch_size": 8}  # seconds of work on any CPU
 
@@ -39,6 +40,24 @@ def test_hugging_face_s_clients_get_the_same_picture(hugging: InferenceClient, s
 
     again = asyncio.run(ask())
     assert again.tobytes() == image.tobytes()
+
+
+def test_hugging_face_s_client_starts_from_a_picture(hugging: InferenceClient) -> None:
+    sent = file_of(gradient(272, 256), "JPEG")
+    assert hugging.image_to_image(sent, prompt="a red circle", strength=0.5).size == (272, 256)
+
+
+def test_an_interface_starts_from_a_picture(server: Server) -> None:
+    sent = {
+        "prompt": "a red circle",
+        "init_images": [base64.b64encode(file_of(gradient(512, 256))).decode()],
+        "denoising_strength": 0.5,
+        "width": 256,
+        "height": 256,
+        "steps": 2,
+    }
+    answer = httpx.post(f"{server.url}/sdapi/v1/img2img", json=sent | {"resize_mode": 1}, timeout=60).json()
+    assert picture(answer["images"][0]).size == (256, 256)
 
 
 def test_hugging_face_s_client_names_what_is_wrong(hugging: InferenceClient) -> None:

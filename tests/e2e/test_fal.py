@@ -87,6 +87,10 @@ def test_the_queue_is_asked_by_handle_and_by_id(told: dict[str, Any]) -> None:
     assert queued["cancelled late"][0] == 400
 
 
+def test_a_picture_is_where_a_request_starts(told: dict[str, Any]) -> None:
+    assert told["edited"] == told["edited in the queue"] == PICTURE
+
+
 def test_a_request_that_is_cancelled_comes_to_an_end(told: dict[str, Any]) -> None:
     assert told["cancelled"]["result"][:2] == [499, "client_cancelled"]
     assert told["cancelled"]["status"] == "client_cancelled"

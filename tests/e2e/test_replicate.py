@@ -20,6 +20,7 @@ from replicate.webhook import Webhooks as ClientWebhooks
 
 from tests.e2e.conftest import CALLABLE, Server, run_node, run_with, running_server
 from tests.e2e.receiver import receiving
+from tests.server.decoder.pictures import file_of, gradient
 
 MODEL = "black-forest-labs/flux-schnell"
 SMALL = {"prompt": "a red circle", "megapixels": "0.25", "num_inference_steps": 1}
@@ -51,6 +52,17 @@ def test_run_gives_files(client: replicate.Client) -> None:
     assert [picture(output.read()).size for output in outputs] == [(672, 384)] * 2
     assert picture(outputs[0].read()).format == "WEBP"
     assert len({output.read() for output in outputs}) == 2
+
+
+def test_a_file_is_uploaded_and_started_from(client: replicate.Client) -> None:
+    sent = {"image": io.BytesIO(file_of(gradient(320, 256))), "prompt_strength": 0.5}
+    (output,) = client.run(MODEL, input=SMALL | sent | {"output_format": "png"})
+    assert picture(output.read()).size == (320, 256)
+    file = client.files.create(io.BytesIO(file_of(gradient())))
+    assert client.files.get(file.id).checksums == file.checksums
+    assert client.files.delete(file.id)
+    with pytest.raises(ReplicateError):
+        client.files.get(file.id)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_every_operation_is_timed_beside_a_rival() -> None:
         "linear",
         "linear_gelu",
         "linear_residual",
+        "low_rank_add",
         "to_pixels",
         "euler_step",
         "group_norm_silu",

@@ -16,6 +16,7 @@ from model.layout import Numerics
 from model.pipeline import Pipeline, Pixels
 from model.sampling import Sample
 from model.source import Source
+from tests.pictures import ragged_mask, source_pixels
 
 PROMPT = "a red circle above two small green stars at night"
 LATENTS = 1e-5  # how far they may be apart, of their norm
@@ -43,24 +44,6 @@ class Run:
         pixels = source_pixels(self.width, self.height)
         mask = ragged_mask(self.width, self.height) if self.masked else None
         return Source(pixels, self.strength, mask)
-
-
-def source_pixels(width: int, height: int) -> Pixels:
-    """Return a picture with edges, ramps and noise, which is no mirror or turn of itself."""
-    rows, columns = np.mgrid[:height, :width]
-    ramps = np.stack([rows % 256, columns % 256, (2 * rows + columns) % 256], axis=2)
-    ramps[rows > 2 * columns] //= 4
-    noise = np.random.default_rng(0).integers(-20, 20, ramps.shape)
-    return np.clip(ramps + noise, 0, 255).astype(np.uint8)
-
-
-def ragged_mask(width: int, height: int) -> np.ndarray:
-    """Return a mask of every grey whose border falls inside of latents and patches."""
-    rows, columns = np.mgrid[:height, :width]
-    mask = (7 * rows + 3 * columns) % 256
-    mask[(rows - height // 3) ** 2 + (columns - width // 2) ** 2 < (width // 4) ** 2] = 255
-    mask[rows > height - 37] = 0
-    return mask.astype(np.uint8)
 
 
 def load(folder: Path, numerics: Numerics = Numerics.EXACT, kernels: KernelsName = "auto") -> Pipeline:

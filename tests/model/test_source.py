@@ -20,10 +20,9 @@ from tests.model.parity import (
     finish,
     load,
     our_picture,
-    ragged_mask,
-    source_pixels,
     their_picture,
 )
+from tests.pictures import ragged_mask, source_pixels
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Prompts: `sleep S`, `step S` (the same after a step that is over), `die`, `fail`
 `meet PATH` stays outside of any step, and is answered where the path exists and four such pictures are in
 hand at once.
 The model `refused` is none, `stillborn` kills, `after PATH` is loaded when the path exists.
-A picture's bytes name its id, seed and size, so that a mix-up shows.
+A picture's bytes name its id, seed and size, and what it starts from, so that a mix-up shows.
 """
 
 import os
@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -43,7 +44,8 @@ COSTS = CostTable(decode_pixel_s=0.01 / 256**2)
 
 
 def picture(request: ImageRequest) -> Image:
-    data = f"{request.id} seed {request.seed} {request.width}x{request.height}".encode()
+    begun = f" from {zlib.crc32(request.source.pixels)}" if request.source else ""
+    data = f"{request.id} seed {request.seed} {request.width}x{request.height}{begun}".encode()
     return Image(
         data=data,
         content_type="image/png",

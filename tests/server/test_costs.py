@@ -51,6 +51,16 @@ def test_a_source_is_encoded_with_the_text_whoever_shares_that() -> None:
     assert bill.step_s == plain.step_s
 
 
+def test_who_brings_only_a_text_does_not_pay_for_a_source_beside_it() -> None:
+    costs = Costs.of(TABLE)
+    started = SMALL._replace(has_source=True)
+    alone = [costs.encode_s([shape]) for shape in (started, SMALL)]
+    parts = costs.parts(StepKind.ENCODE, [started, SMALL])
+    assert parts == pytest.approx([each / sum(alone) for each in alone])
+    assert costs.parts(StepKind.ENCODE, [SMALL, MIDDLE]) == pytest.approx([1 / 5, 4 / 5])
+    assert costs.parts(StepKind.DENOISE, [started, SMALL]) == [0.5, 0.5]
+
+
 def test_a_source_that_was_never_timed_takes_a_part_of_a_decode() -> None:
     """Tables that were kept before there were sources have no figures for them."""
     kept = msgspec.json.decode(b'{"decode_pixel_s": 3e-8, "text_fixed_s": 0.003}', type=CostTable)

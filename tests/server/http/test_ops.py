@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import jsonschema
@@ -121,10 +121,15 @@ def test_every_route_is_described_and_every_example_works(
         assert operation["summary"], path
         assert ("401" in operation["responses"]) == (path not in OPEN_ROUTES), path
         if body := operation.get("requestBody"):
-            content = body["content"]["application/json"]
+            kinds = body["content"]
+            content = kinds.get("application/json") or kinds["multipart/form-data"]
             assert set(content["example"]) <= set(content["schema"]["properties"])
             address = re.sub(r"\{\w+\}", "example-id", path)
-            assert client.request(method, address, json=content["example"]).is_success, path
+            files = {name: (name, text) for name, text in content["example"].items()}
+            sent: dict[str, Any] = (
+                {"json": content["example"]} if "application/json" in kinds else {"files": files}
+            )
+            assert client.request(method, address, **sent).is_success, path
             objects = [api["components"]["schemas"].get(name, {}) for name in ("Input", "Parameters")]
             for schema in (content["schema"], *objects):
                 for name, field in schema.get("properties", {}).items():

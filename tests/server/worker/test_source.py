@@ -14,7 +14,7 @@ from model.source import Source as ModelSource
 from server.generation import ImageRequest, Source, run_steps
 from server.protocol import Done, Failed, Stepped
 from server.worker.source import blended, source_of
-from tests.model.parity import ragged_mask, source_pixels
+from tests.pictures import ragged_mask, source_pixels
 from tests.server.worker.pipelines import (
     FakePipeline,
     FakeSample,

@@ -1,0 +1,141 @@
+"""Low-rank changes of a linear's weight, each for some rows of a product: what adapters add to it.
+
+The rows of a step belong to pictures with different adapters, so weights are never touched: the change is
+multiplied out beside the product, for the rows that it is meant for.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from kernels.rows import Span
+
+UPDATE_ROWS = 64
+"""Rows that one program of the kernel takes; they never belong to two spans."""
+
+MAX_KERNEL_RANK = 128
+"""What the kernel holds of an inner product in registers; a wider change is cut into several."""
+
+SMALLEST_PRODUCT = 16  # what a tensor core takes on each side
+_ENTRY, _TILE = 6, 4  # numbers in a line of each table
+
+Layer = TypeVar("Layer")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A change of a weight [out, in]: `scale * up @ down` is added to its rows `outputs`.
+
+    `down` is [rank, in], `up` [outputs, rank]; both lie whole in memory, in the dtype of the rows.
+    """
+
+    down: Tensor
+    up: Tensor
+    outputs: Span
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    def scaled(self, scale: float) -> "LowRank":
+        return LowRank(self.down, self.up, self.outputs, self.scale * scale)
+
+
+class Update(NamedTuple):
+    """Rows of a product, and the change of the weight that holds for them."""
+
+    rows: Span
+    change: LowRank
+
+
+class Tiles(NamedTuple):
+    """Work of one launch of the kernel: [tiles, 4], int64, first row, rows, first entry, entries.
+
+    `rank` is what the wider ones of its changes are padded to. It follows from the changes of a span alone,
+    so that other spans do not decide how its sums are ordered.
+    """
+
+    rank: int
+    table: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """All updates of one product; those of one span come in the order in which they are added.
+
+    `entries` [entries, 6], int64, are the changes for the kernel: addresses of `down` and `up`, rank, the
+    span of outputs, and the bits of the scale, a float32. The addresses are good as long as this object is.
+    """
+
+    each: tuple[Update, ...]
+    tiles: tuple[Tiles, ...]
+    entries: Tensor
+
+    @classmethod
+    def build(cls, each: Sequence[Update], device: torch.device) -> Self:
+        """Of the updates of one product; spans of rows are the same, or have no row in common."""
+        return cls.build_all({None: each}, device)[None]
+
+    @classmethod
+    def build_all(cls, by_layer: Mapping[Layer, Sequence[Update]], device: torch.device) -> dict[Layer, Self]:
+        """Of the updates of several layers; their tables go to the device together."""
+        plans = {layer: _Plan.of(each) for layer, each in by_layer.items()}
+        lines = [line for plan in plans.values() for line in plan.lines]
+        table = torch.tensor(lines, dtype=torch.int64).view(-1, _ENTRY).to(device)
+        built, first = {}, 0
+        for layer, plan in plans.items():
+            entries, *tiles = torch.split(table[first : first + len(plan.lines)], plan.lengths)
+            ranks = zip(plan.tiles, tiles, strict=True)
+            built[layer] = cls(
+                tuple(by_layer[layer]), tuple(Tiles(rank, own[:, :_TILE]) for rank, own in ranks), entries
+            )
+            first += len(plan.lines)
+        return built
+
+    def touch(self, rows: Span) -> bool:
+        """Whether any of these rows is updated."""
+        return any(own.start < rows.stop and rows.start < own.stop for own, _ in self.each)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The lines of the tables of one product: its entries, and the tiles of each padded rank."""
+
+    entries: list[tuple[int, ...]]
+    tiles: dict[int, list[tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, each: Sequence[Update]) -> Self:
+        by_rows: dict[Span, list[LowRank]] = {}
+        for rows, change in each:
+            by_rows.setdefault(rows, []).append(change)
+        plan = cls([], {})
+        for rows, changes in by_rows.items():
+            own = plan.tiles.setdefault(_padded(max(change.rank for change in changes)), [])
+            for start in range(rows.start, rows.stop, UPDATE_ROWS):
+                tile_rows = min(UPDATE_ROWS, rows.stop - start)
+                own.append((start, tile_rows, len(plan.entries), len(changes), 0, 0))
+            plan.entries.extend(_entry(change) for change in changes)
+        return plan
+
+    @property
+    def lines(self) -> list[tuple[int, ...]]:
+        return [*self.entries, *(line for own in self.tiles.values() for line in own)]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(self.entries), *(len(own) for own in self.tiles.values())]
+
+
+def _padded(rank: int) -> int:
+    return max(SMALLEST_PRODUCT, 1 << (rank - 1).bit_length())
+
+
+def _entry(change: LowRank) -> tuple[int, ...]:
+    (bits,) = struct.unpack("<i", struct.pack("<f", change.scale))
+    return change.down.data_ptr(), change.up.data_ptr(), change.rank, *change.outputs, bits
