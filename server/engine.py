@@ -14,14 +14,16 @@ from typing import Final
 import msgspec
 import structlog
 
+from server.adapters import Adapters
 from server.admission import Admission, Admitted
 from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
 from server.metrics import Metrics
 from server.protocol import (
+    AdapterLoaded,
+    AdapterRefused,
     CacheReport,
-    Cancel,
     Done,
     Failed,
     Previewed,
@@ -29,7 +31,6 @@ from server.protocol import (
     Start,
     Stepped,
     Stepping,
-    Submit,
     ToFront,
 )
 from server.result import announce, result_of
@@ -74,6 +75,7 @@ class Engine:
         starts: Sequence[Start],
         *,
         metrics: Metrics,
+        adapters: Adapters,
         max_backlog_s: float,
         default_deadline_s: float | None,
         auto_steps_backlog_s: Sequence[float],
@@ -82,6 +84,7 @@ class Engine:
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
+        self.adapters = adapters
         self._admission = Admission(max_backlog_s, auto_steps_backlog_s)
         self._default_deadline_s = default_deadline_s
         self._hang_s = hang_s
@@ -106,6 +109,7 @@ class Engine:
             )
             for index, start in enumerate(starts)
         ]
+        adapters.attach([worker.supervisor for worker in self._workers])
         metrics.watch(
             backlog_s=lambda: self._admission.backlog_s,
             waiting=lambda priority: by_priority(self._unanswered, began=False)[priority],
@@ -142,6 +146,8 @@ class Engine:
         """What is served; raises `NotReady` before the first worker has loaded it."""
         if self._model is None:
             raise NotReady("the model is still being loaded", retry_after_s=RETRY_SOON_S)
+        if self._model.adapters != self.adapters.served:
+            self._model = msgspec.structs.replace(self._model, adapters=self.adapters.served)
         return self._model
 
     def steps_for_auto(self) -> int:
@@ -162,7 +168,7 @@ class Engine:
         """Make or find the pictures of `request`; cancelling this call cancels work that nobody else awaits.
 
         A request without a deadline has the server's. Raises `Overloaded`, `NotReady`, `DeadlineExceeded`,
-        `WorkerLost`, `GenerationFailed` or `Cancelled`.
+        `WorkerLost`, `GenerationFailed`, `Cancelled`, or `InvalidRequest` where an adapter is gone.
         """
         if request.deadline_s is None:
             request = msgspec.structs.replace(request, deadline_s=self._default_deadline_s)
@@ -217,6 +223,7 @@ class Engine:
             raise NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S)
         model = self.model
         deadline = None if request.deadline_s is None else now + request.deadline_s
+        request = self.adapters.identified(request)
         # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
         images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
         keys = [None if reuse is Reuse.NEVER else picture_key(image, model) for image in images]
@@ -261,11 +268,7 @@ class Engine:
             if pending in queue:
                 queue.remove(pending)
         if pending.worker is not None:
-            worker = self._workers[pending.worker]
-            if worker.in_hand.pop(pending.image.id, None) is not None:
-                worker.owed.add(pending.image.id)
-                worker.supervisor.send(Cancel(id=pending.image.id))
-            worker.alone = worker.alone and bool(worker.in_hand)
+            self._workers[pending.worker].take_back(pending)
 
     def _dispatch(self) -> None:
         """Hand out what waits: suspects alone to one worker, everything else to the others."""
@@ -284,16 +287,8 @@ class Engine:
             self._hand_over(pending, choose(loads, size=size, saved_s=pending.admitted.bill.shared_s))
 
     def _hand_over(self, pending: Pending, index: int) -> None:
-        pending.attempts += 1
-        pending.steps_done = 0
         pending.worker = index
-        pending.prolonged = False
-        worker = self._workers[index]
-        now = asyncio.get_running_loop().time()
-        if not worker.owes_an_answer():
-            worker.quiet_since = now
-        worker.in_hand[pending.image.id] = pending
-        worker.supervisor.send(Submit(image=pending.image_at(now)))
+        self._workers[index].take(pending, asyncio.get_running_loop().time())
 
     def _hear(self, index: int, message: ToFront) -> None:
         self._workers[index].quiet_since = now = asyncio.get_running_loop().time()
@@ -310,6 +305,8 @@ class Engine:
                 self._end_step(index, message)
             case Previewed():
                 self._workers[index].previewed(message)
+            case AdapterLoaded() | AdapterRefused():
+                self.adapters.hear(index, message)
             case CacheReport():
                 self._metrics.cache(index, message)
             case _:
@@ -350,11 +347,14 @@ class Engine:
             self._workers[index].supervisor.refuse(reason)
             return
         self._model = served
+        self.adapters.ready(index, model.adapters)
         self._admission.start_from(costs)
         self._metrics.model(model)
 
     def _change(self, index: int) -> None:
         worker = self._workers[index]
+        if worker.supervisor.state is not State.READY:
+            self.adapters.lost(index)
         match worker.supervisor.state:
             case State.LOST:
                 self._metrics.restarted()

@@ -22,7 +22,7 @@ from server.generation import (
     Priority,
     preview_steps,
 )
-from server.protocol import Previewed, Revise, Stepped
+from server.protocol import Cancel, Previewed, Revise, Stepped, Submit
 from server.router import Load
 from server.supervisor import State, Supervisor
 
@@ -176,6 +176,23 @@ class Worker:
     stepping: dict[int, RunningStep] = field(default_factory=dict)  # by lane
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
+
+    def take(self, pending: Pending, now: float) -> None:
+        """Have it made."""
+        pending.attempts += 1
+        pending.steps_done = 0
+        pending.prolonged = False
+        if not self.owes_an_answer():
+            self.quiet_since = now
+        self.in_hand[pending.image.id] = pending
+        self.supervisor.send(Submit(image=pending.image_at(now)))
+
+    def take_back(self, pending: Pending) -> None:
+        """Have it forgotten, unless it is answered already."""
+        if self.in_hand.pop(pending.image.id, None) is not None:
+            self.owed.add(pending.image.id)
+            self.supervisor.send(Cancel(id=pending.image.id))
+        self.alone = self.alone and bool(self.in_hand)
 
     def previewed(self, previewed: Previewed) -> None:
         """Hand on a preview, unless nobody wants its picture any more."""

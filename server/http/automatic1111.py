@@ -6,8 +6,10 @@ model can make, as the original does. What lists have nothing to list are empty.
 """
 
 import os
+import re
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -28,6 +30,7 @@ from server.generation import (
     GenerationResult,
     ModelInfo,
 )
+from server.http.adapter_fields import SCALE_RULE, Asked, chosen
 from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
@@ -45,7 +48,10 @@ SAMPLERS: Final = [{"name": SAMPLER, "aliases": ["k_euler"], "options": {}}]
 SCHEDULERS: Final = [
     {"name": "simple", "label": "Simple", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
 ]
-NOTHING_TO_LIST: Final = ("upscalers", "latent-upscale-modes", "sd-vae", "loras")
+NOTHING_TO_LIST: Final = ("upscalers", "latent-upscale-modes", "sd-vae")
+LORA: Final = re.compile(
+    r"<lora:([^:<>]+)((?::[^:<>]+){0,2})>"
+)  # the weights are its text encoders' and its own
 
 RoundedSide = Annotated[
     int,
@@ -204,6 +210,15 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
             }
         )
 
+    @router.get("/loras", summary="The adapters", responses=loaded)
+    async def loras() -> Response:
+        return _json(
+            [
+                {"name": each.name, "alias": each.name, "path": each.name, "metadata": {}}
+                for each in engine.model.adapters
+            ]
+        )
+
     for each in NOTHING_TO_LIST:
 
         @router.get(f"/{each}", summary="Nothing to list", responses=described(), name=each)
@@ -234,7 +249,7 @@ def to_request(body: TextToImageBody, model: ModelInfo, leniency: Leniency, *, i
     guidance = body.distilled_cfg_scale if model.guidance_embed else None
     return GenerationRequest(
         id=id,
-        prompt=body.prompt,
+        prompt=LORA.sub("", body.prompt).strip() if LORA.search(body.prompt) else body.prompt,
         negative_prompt=body.negative_prompt or "",
         width=body.width // SIDE_MULTIPLE * SIDE_MULTIPLE,
         height=body.height // SIDE_MULTIPLE * SIDE_MULTIPLE,
@@ -243,7 +258,20 @@ def to_request(body: TextToImageBody, model: ModelInfo, leniency: Leniency, *, i
         seed=given_or_drawn(None if body.seed == -1 else body.seed),
         num_images=count,
         max_sequence_length=model.default_sequence_length,
+        adapters=chosen(_adapters_in(body.prompt), model),
     )
+
+
+def _adapters_in(prompt: str) -> Iterator[Asked]:
+    """Yield the adapters that a prompt names, as `<lora:name>` or with weights: the last one counts."""
+    for name, weights in LORA.findall(prompt):
+        *_, weight = weights.split(":")
+        try:
+            scale = float(weight or 1.0)
+        except ValueError:
+            message = f"prompt has {weight[:40]!a} as the weight of an adapter; allowed: {SCALE_RULE}"
+            raise InvalidRequest(message, field="prompt") from None
+        yield Asked(name, scale, "prompt")
 
 
 def to_response(
@@ -270,8 +298,8 @@ def _info(body: TextToImageBody, request: GenerationRequest, model: ModelInfo) -
     seeds = [image.seed for image in request.images()]
     count = len(seeds)
     return {
-        "prompt": request.prompt,
-        "all_prompts": [request.prompt] * count,
+        "prompt": body.prompt,
+        "all_prompts": [body.prompt] * count,
         "negative_prompt": request.negative_prompt,
         "all_negative_prompts": [request.negative_prompt] * count,
         "seed": seeds[0],
@@ -288,16 +316,16 @@ def _info(body: TextToImageBody, request: GenerationRequest, model: ModelInfo) -
         "sd_model_name": model.name,
         "sd_model_hash": model.digest[:HASH_CHARS],
         "index_of_first_image": 0,
-        "infotexts": [_infotext(request, model, seed) for seed in seeds],
+        "infotexts": [_infotext(body.prompt, request, model, seed) for seed in seeds],
         "styles": [],
         "extra_generation_params": {},
     }
 
 
-def _infotext(request: GenerationRequest, model: ModelInfo, seed: int) -> str:
+def _infotext(prompt: str, request: GenerationRequest, model: ModelInfo, seed: int) -> str:
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return (
-        f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {SAMPLER}, CFG scale: 1.0, "
+        f"{prompt}{negative}\nSteps: {request.steps}, Sampler: {SAMPLER}, CFG scale: 1.0, "
         f"Seed: {seed}, Size: {request.width}x{request.height}, "
         f"Model hash: {model.digest[:HASH_CHARS]}, Model: {model.name}"
     )

@@ -117,11 +117,14 @@ def _path(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], Fi
     """
     name, *rest = location
     field = next((field for own, field in kind.model_fields.items() if name in _names(own, field)), None)
-    inner = _object_of(field)
+    inner = None if field is None else _object_of(field.annotation)
     if inner is None or not rest:
         return [name], field
+    index = [rest.pop(0)] if rest[0].isdigit() else []  # of an object in a list
+    if not rest:
+        return [name, *index], field
     path, field = _path(inner, rest)
-    return [name, *path], field
+    return [name, *index, *path], field
 
 
 def _names(own: str, field: FieldInfo) -> Sequence[object]:
@@ -129,10 +132,11 @@ def _names(own: str, field: FieldInfo) -> Sequence[object]:
     return alias.choices if isinstance(alias, AliasChoices) else (own,)
 
 
-def _object_of(field: FieldInfo | None) -> type[BaseModel] | None:
-    """Return the kind of object that a field holds, if it holds one."""
-    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+def _object_of(annotation: object) -> type[BaseModel] | None:
+    """Return the kind of object that a field holds, alone or in a list, if it holds one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((kind for part in get_args(annotation) if (kind := _object_of(part))), None)
 
 
 def shown(value: object, quote: str = '"') -> str:

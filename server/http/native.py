@@ -26,6 +26,7 @@ from server.generation import (
     Priority,
 )
 from server.http.accept import accepted_types
+from server.http.adapter_fields import QUERY_PARAMETER, Loras, asked_in, chosen
 from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json, shown
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
@@ -125,6 +126,7 @@ class GenerateBody(RequestBody):
             description=f"a whole number from 0 to {MAX_PREVIEWS}, of each picture in a stream of events",
         ),
     ] = 0
+    loras: Loras = None
     image: Annotated[None, Field(description=NOT_YET)] = None
     mask_image: Annotated[None, Field(description=NOT_YET)] = None
     strength: Annotated[None, Field(description=NOT_YET)] = None
@@ -256,6 +258,7 @@ def _to_request(
         priority=None if body.priority is None else Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
         previews=body.previews,
+        adapters=chosen(asked_in(body.loras), model),
     )
 
 
@@ -300,7 +303,7 @@ def _query_parameters() -> dict[str, Any]:
                 "description": each.get("description", ""),
             }
             for name, each in schema["properties"].items()
-            if each.get("description") != NOT_YET and name != "previews"
+            if each.get("description") != NOT_YET and name not in ("previews", "loras")
         ]
-        + [CACHE_PARAMETER]
+        + [QUERY_PARAMETER, CACHE_PARAMETER]
     }

@@ -1,8 +1,10 @@
 """What a prediction of black-forest-labs/flux-schnell takes and gives, wherever that model is served by Cog.
 
 The names, defaults and sizes are the published ones; only the limit of steps is the served model's own.
+Adapters are asked for as of flux-schnell-lora and the models of Replicate's trainer, by their names here.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
@@ -15,6 +17,7 @@ from server.generation import (
     ImageFormat,
     ModelInfo,
 )
+from server.http.adapter_fields import NAME_RULE, SCALE_RULE, Asked, Name, Scale, chosen
 from server.http.body import RequestBody, Text
 from server.http.leniency import Leniency
 from server.http.pictures import Picture
@@ -97,6 +100,10 @@ class Input(RequestBody):
     megapixels: Annotated[
         Literal["1", "0.25"], Field(description='"1" or "0.25"', json_schema_extra=_order(9))
     ] = "1"
+    lora_weights: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(10))] = None
+    lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(11))] = 1.0
+    extra_lora: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(12))] = None
+    extra_lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(13))] = 1.0
 
 
 INPUT_EXAMPLE: Final[dict[str, Any]] = {
@@ -129,7 +136,15 @@ def to_request(
         max_sequence_length=fit.sequence_length,
         image_format=FORMATS[sent.output_format],
         quality=max(1, sent.output_quality),
+        adapters=chosen(_adapters_in(sent, field), model),
     )
+
+
+def _adapters_in(sent: Input, field: str) -> Iterator[Asked]:
+    if sent.lora_weights:
+        yield Asked(sent.lora_weights, sent.lora_scale, f"{field}.lora_weights")
+    if sent.extra_lora:
+        yield Asked(sent.extra_lora, sent.extra_lora_scale, f"{field}.extra_lora")
 
 
 def output_of(result: GenerationResult) -> list[Picture]:

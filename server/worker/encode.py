@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from server.generation import ImageFormat
+from server.generation import Adapter, ImageFormat
 from server.worker.png import check_pixels, encode_png
 
 XMP_KEYWORD: Final = "XML:com.adobe.xmp"
@@ -31,7 +31,10 @@ EXTENSION_SIGNATURE: Final = b"http://ns.adobe.com/xmp/extension/\0"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What made a picture; sizes in pixels, `digest` of the weights, `prompt` only on request."""
+    """What made a picture; sizes in pixels, `digest` of the weights, `prompt` only on request.
+
+    Of adapters the digests and scales are written, since names mean something on one server only.
+    """
 
     seed: int
     width: int
@@ -42,6 +45,7 @@ class Provenance:
     model: str
     digest: str
     version: str
+    adapters: tuple[Adapter, ...] = ()
     prompt: str | None = None
 
     def texts(self) -> dict[str, str]:
@@ -56,6 +60,8 @@ class Provenance:
             "model": self.model,
             "model_digest": self.digest,
         }
+        if self.adapters:
+            texts["adapters"] = ", ".join(f"{each.digest} {each.scale:g}" for each in self.adapters)
         return texts if self.prompt is None else texts | {"prompt": self.prompt}
 
 

@@ -5,8 +5,11 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+from server.adapter_files import AdapterFiles
+from server.adapters import Adapters
 from server.engine import Engine
 from server.errors import (
     ServerError,
@@ -50,10 +53,12 @@ async def engine_on(
     hang_s: float = 60.0,
     image_cache_bytes: int = 0,
     ready: bool = True,
+    adapters: Adapters | None = None,
 ) -> AsyncIterator[Engine]:
     engine = Engine(
         [start(model) for model in models or ("fake",)],
         metrics=Metrics(),
+        adapters=adapters or Adapters(AdapterFiles(Path("/dev/null/adapters"), {})),
         max_backlog_s=max_backlog_s,
         default_deadline_s=default_deadline_s,
         auto_steps_backlog_s=(2.0, 4.0, 6.0),
