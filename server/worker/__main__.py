@@ -129,10 +129,12 @@ def _load(start: Start) -> Pipeline:
 
 
 def _load_adapter(pipeline: Pipeline, path: Path, limit_bytes: int) -> Adapter:
-    """Load an adapter beside the steps, which may use it when this returns."""
-    with pipeline.stream():
-        adapter = load_adapter(path, pipeline.transformer, limit_bytes=limit_bytes)
-        pipeline.synchronize()
+    """Load an adapter beside the steps, which may use it when this returns.
+
+    On the device's default stream, whose memory is used again when an adapter goes.
+    """
+    adapter = load_adapter(path, pipeline.transformer, limit_bytes=limit_bytes)
+    pipeline.synchronize()
     return adapter
 
 

@@ -7,13 +7,14 @@ import msgspec
 import pytest
 
 from server.admission import Admission
-from server.generation import GenerationRequest, Image, ImageRequest, Priority, Timings
+from server.generation import Adapter, GenerationRequest, Image, ImageRequest, Priority, Timings
 from server.lru import ENTRY_BYTES
 from server.metrics import Metrics
 from server.reuse import Gallery, picture_key
 from server.roster import Pending
 from tests.server import models
 
+STYLE = Adapter(name="style", digest="d1")
 MODEL = msgspec.structs.replace(models.MODEL, device="cuda:0")
 
 
@@ -40,6 +41,9 @@ def test_everything_that_decides_a_picture_is_in_its_key() -> None:
         key(image_format="jpeg"),
         key(image_format="jpeg", quality=80),
         key(embed_prompt=True),
+        key(adapters=(STYLE,)),
+        key(adapters=(msgspec.structs.replace(STYLE, scale=0.5),)),
+        key(adapters=(msgspec.structs.replace(STYLE, digest="d2"),)),
     ]
     assert all(one != other for one, other in itertools.combinations(keys, 2))
 
@@ -59,6 +63,11 @@ def test_everything_that_decides_a_picture_is_in_its_key() -> None:
 )
 def test_what_has_no_say_in_a_picture_is_not_in_its_key(changes: dict[str, Any]) -> None:
     assert key(**changes) == key()
+
+
+def test_of_an_adapter_its_file_has_a_say_and_its_name_has_none() -> None:
+    renamed = msgspec.structs.replace(STYLE, name="twin")
+    assert key(adapters=(STYLE,)) == key(adapters=(renamed,))
 
 
 def test_pictures_of_two_requests_are_the_same_where_their_seeds_meet() -> None:
