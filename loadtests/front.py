@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field
 from loadtests.instant_worker import PICTURE
 from loadtests.outcomes import quantile
 from loadtests.report import keep, machine
-from server.app import assemble, open_jobs, sources_of, worker_starts
+from server.app import assemble, open_adapters, open_jobs, sources_of, worker_starts
 from server.engine import Engine
 from server.http.auth import Door
 from server.http.connection import Connection
@@ -130,6 +130,7 @@ def serve_ours(settings: Settings, port: int) -> None:
     engine = Engine(
         worker_starts(settings, cores=1),
         metrics=metrics,
+        adapters=open_adapters(settings),
         max_backlog_s=settings.max_backlog_s,
         default_deadline_s=None,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,

@@ -13,11 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
+from server.adapter_files import AdapterFiles
+from server.adapters import Adapters
 from server.addresses import Addresses, networks
 from server.decoders import Decoders
 from server.engine import Engine
 from server.expiry import Expiry
 from server.http.access import AccessMiddleware
+from server.http.adapters import adapters_router
 from server.http.auth import Door
 from server.http.automatic1111 import automatic1111_router
 from server.http.bfl import DIALECT as BFL
@@ -48,7 +51,7 @@ from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.protocol import Start
 from server.quotas import Quotas
-from server.settings import DIALECTS, Settings
+from server.settings import DIALECTS, Settings, adapter_files
 from server.signatures import Signatures
 from server.source_files import SourceFiles
 from server.uploads import Uploads
@@ -68,7 +71,9 @@ EXPOSED_HEADERS: Final = (
     "X-Seed",
     "X-Steps",
     "X-Should-Retry",
+    "X-Fal-Error-Type",
     "X-Fal-Request-Id",
+    "X-Fal-Request-Timeout-Type",
 )
 
 
@@ -104,6 +109,7 @@ def build_service(settings: Settings) -> Service:
     engine = Engine(
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
         metrics=metrics,
+        adapters=open_adapters(settings),
         max_backlog_s=settings.max_backlog_s,
         default_deadline_s=settings.default_deadline_ms / 1000 or None,
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
@@ -122,8 +128,15 @@ def build_service(settings: Settings) -> Service:
         playground=settings.playground,
     )
     jobs, outputs = open_jobs(settings, engine, metrics, door.quotas)
+    engine.adapters.files.clear_uploads()  # of the data directory, which is this process's now
     api = assemble(engine, metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
     return Service(api, assemble_ops(engine, metrics, api) if edge.ops_apart else None, engine)
+
+
+def open_adapters(settings: Settings) -> Adapters:
+    """Return the adapters of the settings and of the data directory."""
+    files = AdapterFiles(_at_home(settings.data_dir) / "adapters", adapter_files(settings.lora))
+    return Adapters(files, max_upload_bytes=settings.max_lora_mb << 20)
 
 
 def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quotas) -> tuple[Jobs, Outputs]:
@@ -277,6 +290,7 @@ def dialect_routers(
     """Return the routes of all dialects; of two that take a path the first answers."""
     return (
         native_router(engine, answers, sources),
+        adapters_router(engine),
         *replicate_routers(
             engine, jobs, outputs, sources, leniency["replicate"]
         ),  # knows OpenAI's owner/name too
@@ -312,6 +326,7 @@ def worker_starts(settings: Settings, *, cores: int) -> list[Start]:
             allow_pickle=settings.allow_pickle,
             log_format=settings.log_format,
             log_level=settings.log_level,
+            adapters_limit_bytes=settings.lora_memory_mb << 20,
         )
         for device in devices
     ]

@@ -30,6 +30,11 @@ class Caller:
         """The key's name: what keys share the device by, and what logs show."""
         return "" if self.key is None else self.key.name
 
+    def check_admin(self) -> None:
+        """Raise `Forbidden` unless the caller may change what is served."""
+        if self.key is not None and not self.key.admin:
+            raise Forbidden("this key may not change what is served; allowed: keys with admin = true")
+
     def sign(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request in this caller's name and class; raises `Forbidden`.
 

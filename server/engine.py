@@ -14,12 +14,15 @@ from typing import Final
 import msgspec
 import structlog
 
+from server.adapters import Adapters
 from server.admission import Admission, Admitted
 from server.costs import CostTable
 from server.errors import Cancelled, DeadlineExceeded, NotReady, ServerError, WorkerLost, from_code
 from server.generation import GenerationRequest, GenerationResult, Image, ImageRequest, ModelInfo
 from server.metrics import Metrics
 from server.protocol import (
+    AdapterLoaded,
+    AdapterRefused,
     CacheReport,
     Done,
     Failed,
@@ -28,7 +31,6 @@ from server.protocol import (
     Start,
     Stepped,
     Stepping,
-    Submit,
     ToFront,
 )
 from server.result import announce, result_of
@@ -75,6 +77,7 @@ class Engine:
         starts: Sequence[Start],
         *,
         metrics: Metrics,
+        adapters: Adapters,
         max_backlog_s: float,
         default_deadline_s: float | None,
         auto_steps_backlog_s: Sequence[float],
@@ -85,6 +88,7 @@ class Engine:
     ) -> None:
         self._metrics = metrics
         self._charge = charge
+        self.adapters = adapters
         self._admission = Admission(max_backlog_s, auto_steps_backlog_s)
         self._default_deadline_s = default_deadline_s
         self._hang_s = hang_s
@@ -110,6 +114,7 @@ class Engine:
             )
             for index, start in enumerate(starts)
         ]
+        adapters.attach([worker.supervisor for worker in self._workers])
         metrics.watch(
             backlog_s=lambda: self._admission.backlog_s,
             waiting=lambda priority: by_priority(self._unanswered, began=False)[priority],
@@ -146,6 +151,8 @@ class Engine:
         """What is served; raises `NotReady` before the first worker has loaded it."""
         if self._model is None:
             raise NotReady("the model is still being loaded", retry_after_s=RETRY_SOON_S)
+        if self._model.adapters != self.adapters.served:
+            self._model = msgspec.structs.replace(self._model, adapters=self.adapters.served)
         return self._model
 
     def steps_for_auto(self) -> int:
@@ -166,7 +173,7 @@ class Engine:
         """Make or find the pictures of `request`; cancelling this call cancels work that nobody else awaits.
 
         A request without a deadline has the server's. Raises `Overloaded`, `NotReady`, `DeadlineExceeded`,
-        `WorkerLost`, `GenerationFailed` or `Cancelled`.
+        `WorkerLost`, `GenerationFailed`, `Cancelled`, or `InvalidRequest` where an adapter is gone.
         """
         if request.deadline_s is None:
             request = msgspec.structs.replace(request, deadline_s=self._default_deadline_s)
@@ -221,6 +228,7 @@ class Engine:
             raise NotReady("the server is shutting down", retry_after_s=RETRY_SOON_S)
         model = self.model
         deadline = None if request.deadline_s is None else now + request.deadline_s
+        request = self.adapters.identified(request)
         # Clients choose request ids, so two may choose the same: the engine's own number tells them apart.
         images = msgspec.structs.replace(request, id=f"{request.id}#{next(self._numbers)}").images()
         keys = [None if reuse is Reuse.NEVER else picture_key(image, model) for image in images]
@@ -284,16 +292,8 @@ class Engine:
             self._hand_over(pending, choose(loads, size=size, saved_s=pending.admitted.bill.shared_s))
 
     def _hand_over(self, pending: Pending, index: int) -> None:
-        pending.attempts += 1
-        pending.steps_done = 0
         pending.worker = index
-        pending.prolonged = False
-        worker = self._workers[index]
-        now = asyncio.get_running_loop().time()
-        if not worker.owes_an_answer():
-            worker.quiet_since = now
-        worker.in_hand[pending.image.id] = pending
-        worker.supervisor.send(Submit(image=pending.image_at(now)))
+        self._workers[index].take(pending, asyncio.get_running_loop().time())
 
     def _hear(self, index: int, message: ToFront) -> None:
         self._workers[index].quiet_since = now = asyncio.get_running_loop().time()
@@ -310,6 +310,8 @@ class Engine:
                 self._end_step(index, message)
             case Previewed():
                 self._workers[index].previewed(message)
+            case AdapterLoaded() | AdapterRefused():
+                self.adapters.hear(index, message)
             case CacheReport():
                 self._metrics.cache(index, message)
             case _:
@@ -350,19 +352,18 @@ class Engine:
             return
         self._model = served
         self._workers[index].device = model.device
+        self.adapters.ready(index, model.adapters)
         self._admission.start_from(costs)
         self._metrics.model(model)
 
     def _change(self, index: int) -> None:
         worker = self._workers[index]
-        match worker.supervisor.state:
-            case State.LOST:
-                self._metrics.restarted()
-                self._recover(worker)
-            case State.REFUSED | State.STOPPED:
-                self._recover(worker)
-            case State.STARTING | State.READY:
-                pass
+        if worker.supervisor.state is not State.READY:
+            self.adapters.lost(index)
+        if worker.supervisor.state is State.LOST:
+            self._metrics.restarted()
+        if worker.supervisor.state in (State.LOST, State.REFUSED, State.STOPPED):
+            self._recover(worker)
         self._metrics.workers(workers_ready(self._workers))
         self._give_up_if_hopeless()
         self._dispatch()
@@ -372,10 +373,7 @@ class Engine:
     def _recover(self, worker: Worker) -> None:
         """Put what a lost worker had in hand up for another attempt; the last one of a suspect was alone."""
         stepping = worker.in_a_step()
-        lost, worker.in_hand, worker.alone = list(worker.in_hand.values()), {}, False
-        worker.owed.clear()
-        worker.stepping.clear()
-        for pending in reversed(lost):
+        for pending in reversed(worker.lose()):
             pending.worker, pending.began = None, False
             self._admission.restart(pending.admitted)
             if pending.suspected:

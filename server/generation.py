@@ -5,6 +5,7 @@ A `GenerationRequest` is what a client sent, complete with defaults. The engine 
 """
 
 import hashlib
+import re
 from enum import StrEnum
 from functools import cached_property
 from typing import Literal
@@ -26,6 +27,9 @@ MAX_PREVIEWS = 3
 MIN_STRENGTH = 0.01
 MAX_ADAPTERS = 4  # of one request
 MAX_ADAPTER_SCALE = 4.0
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ADAPTER_NAME_RULE = "1 to 64 letters, digits, dots, - and _, the first a letter or a digit"
+ADAPTER_SUFFIX = ".safetensors"
 
 
 class Priority(StrEnum):
@@ -59,10 +63,22 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
-    """A LoRA by its name on this server, and what its change of the weights is multiplied by."""
+    """A LoRA by its name on this server, and what its change of the weights is multiplied by.
+
+    `digest` is that of the file which the name means when the request is admitted.
+    """
 
     name: str
     scale: float = 1.0
+    digest: str = ""
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA that is served: the SHA-256 of its file, and what it takes on a device."""
+
+    name: str
+    digest: str
+    size_bytes: int
 
 
 class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,7 +258,7 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker loaded: the defaults and limits that the front end must know.
 
-    `guidance_embed` is true for guidance-distilled (dev-type) weights.
+    `guidance_embed` is true for guidance-distilled (dev-type) weights. `adapters` come and go.
     """
 
     name: str
@@ -257,6 +273,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     default_steps: int
     max_steps: int
     default_sequence_length: int
+    adapters: tuple[AdapterInfo, ...] = ()
 
     @property
     def decides(self) -> tuple[str, ...]:

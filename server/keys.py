@@ -6,6 +6,7 @@
     requests_per_minute = 60         # this and what follows may be left out: then there is no limit
     concurrent_requests = 4
     device_seconds_per_day = 3600.0
+    admin = true                     # it may put and remove adapters; false if left out
 
 `python -m server.keys create NAME` makes a key, prints it once and adds its entry. SHA-256 is right for these
 keys because they are 256 random bits: nobody guesses them, however fast the hash. A slow hash protects what
@@ -53,7 +54,7 @@ class KeysFileError(Exception):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of the file. A limit that is None does not exist."""
+    """One entry of the file. A limit that is None does not exist; `admin` may change what is served."""
 
     name: str
     hash: Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$")]
@@ -61,6 +62,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     requests_per_minute: Count | None = None
     concurrent_requests: Count | None = None
     device_seconds_per_day: Seconds | None = None
+    admin: bool = False
 
 
 @dataclass(slots=True)
@@ -140,9 +142,9 @@ def entry(key: Key) -> str:
     """Return a key's part of the file."""
     shown = {name: getattr(key, name) for name in Key.__struct_fields__[1:]}
     lines = [
-        f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}"
+        f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {str(value).lower()}"
         for name, value in shown.items()
-        if value is not None
+        if value is not None and value is not False
     ]
     return "\n".join((f"[{key.name}]", *lines, ""))
 
@@ -235,10 +237,14 @@ def _replace(path: Path, text: str) -> None:
 
 def _table(keys: dict[str, Key]) -> str:
     columns = [name for name in Key.__struct_fields__ if name != "hash"]
-    rows = [columns, *([str(getattr(key, column) or "-") for column in columns] for key in keys.values())]
+    rows = [columns, *([_cell(getattr(key, column)) for column in columns] for key in keys.values())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - of any field of Key
+    return "yes" if value is True else str(value or "-")
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -250,6 +256,7 @@ def _arguments() -> argparse.ArgumentParser:
     creating.add_argument("--requests-per-minute", type=int, metavar="N")
     creating.add_argument("--concurrent-requests", type=int, metavar="N")
     creating.add_argument("--device-seconds-per-day", type=float, metavar="S")
+    creating.add_argument("--admin", action="store_const", const=True, help="let it put and remove adapters")
     listing = commands.add_parser("list", help="show the names and limits of all keys")
     revoking = commands.add_parser("revoke", help="take a key out of the file")
     revoking.add_argument("name")

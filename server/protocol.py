@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from server.costs import CostTable, StepKind
-from server.generation import Image, ImageRequest, ModelInfo, Preview, Priority
+from server.generation import AdapterInfo, Image, ImageRequest, ModelInfo, Preview, Priority
 
 FRAME_HEADER: Final = struct.Struct(">I")
 # The largest request is two prompts of 32,000 four-byte characters and a source of 1536x1536: five bytes a
@@ -19,6 +19,13 @@ FRAME_HEADER: Final = struct.Struct(">I")
 # grows by more than a few per cent.
 MAX_TO_WORKER_BYTES: Final = 16 << 20
 MAX_TO_FRONT_BYTES: Final = 32 << 20
+
+
+class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA's file on this machine, and the name that it goes by."""
+
+    name: str
+    path: str
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -40,6 +47,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     allow_pickle: bool
     log_format: str
     log_level: str
+    adapters: tuple[AdapterFile, ...] = ()
+    adapters_limit_bytes: int = 0  # on the device
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
@@ -61,6 +70,18 @@ class Revise(msgspec.Struct, frozen=True, kw_only=True, tag="revise"):
     id: str
     priority: Priority
     deadline_s: float | None
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load_adapter"):
+    """Load a LoRA; what is submitted after this finds it. `AdapterLoaded` or `AdapterRefused` answers."""
+
+    file: AdapterFile
+
+
+class DropAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="drop_adapter"):
+    """Forget the LoRA of this digest when the pictures that have it are done."""
+
+    digest: str
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -120,6 +141,17 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     device_s: float = 0.0
 
 
+class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="adapter_loaded"):
+    adapter: AdapterInfo
+
+
+class AdapterRefused(msgspec.Struct, frozen=True, kw_only=True, tag="adapter_refused"):
+    """This file is no LoRA for the model, or has no room; the reason does not say where the file lies."""
+
+    name: str
+    reason: str
+
+
 class CacheReport(msgspec.Struct, frozen=True, kw_only=True, tag="cache"):
     """Conditioning cache counters since the worker started."""
 
@@ -134,8 +166,19 @@ class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag="fatal"):
     message: str
 
 
-ToWorker = Start | Submit | Cancel | Revise | Stop
-ToFront = Ready | Stepping | Stepped | Previewed | Done | Failed | CacheReport | Fatal
+ToWorker = Start | Submit | Cancel | Revise | LoadAdapter | DropAdapter | Stop
+ToFront = (
+    Ready
+    | Stepping
+    | Stepped
+    | Previewed
+    | Done
+    | Failed
+    | AdapterLoaded
+    | AdapterRefused
+    | CacheReport
+    | Fatal
+)
 
 
 class ProtocolError(Exception):

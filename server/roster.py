@@ -22,7 +22,7 @@ from server.generation import (
     Priority,
     preview_steps,
 )
-from server.protocol import Cancel, Previewed, Revise, Stepped
+from server.protocol import Cancel, Previewed, Revise, Stepped, Submit
 from server.router import Load
 from server.supervisor import State, Supervisor
 
@@ -186,6 +186,16 @@ class Worker:
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
+    def take(self, pending: Pending, now: float) -> None:
+        """Have it made."""
+        pending.attempts += 1
+        pending.steps_done = 0
+        pending.prolonged = False
+        if not self.owes_an_answer():
+            self.quiet_since = now
+        self.in_hand[pending.image.id] = pending
+        self.supervisor.send(Submit(image=pending.image_at(now)))
+
     def previewed(self, previewed: Previewed) -> None:
         """Hand on a preview, unless nobody wants its picture any more."""
         if pending := self.in_hand.get(previewed.id):
@@ -204,6 +214,15 @@ class Worker:
         pending = self.in_hand.pop(image_id, None) or self.owed.pop(image_id, None)
         self.alone = self.alone and bool(self.in_hand)
         return pending
+
+    def lose(self) -> list[Pending]:
+        """Forget all that the process knew, and return the pictures that it had in hand."""
+        lost = list(self.in_hand.values())
+        self.in_hand.clear()
+        self.owed.clear()
+        self.stepping.clear()
+        self.alone = False
+        return lost
 
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""

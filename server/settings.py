@@ -7,13 +7,14 @@ errors, so that a misspelt setting never does nothing.
 import ipaddress
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from server.generation import MAX_DEADLINE_MS
+from server.generation import ADAPTER_NAME, ADAPTER_NAME_RULE, ADAPTER_SUFFIX, MAX_DEADLINE_MS
 
 ENV_PREFIX = "FLUX_"
 DIALECTS = ("openai", "huggingface", "automatic1111", "cog", "replicate", "fal", "bfl")
@@ -31,6 +32,32 @@ def _backlogs_s(value: object) -> object:
     if len(backlogs_s) != 3 or not 0 <= backlogs_s[0] <= backlogs_s[1] <= backlogs_s[2]:
         raise ValueError("allowed are three numbers from 0 on, none below the one before it, such as 2,4,6")
     return tuple(backlogs_s)
+
+
+def adapter_files(entries: Sequence[str]) -> dict[str, Path]:
+    """Return the adapters of `--lora` by name: files by the names they are given, or by their own.
+
+    Raises `ValueError` for what is not there, is no name, or has a name that another has.
+    """
+    found: dict[str, Path] = {}
+    for entry in entries:
+        name, given, text = entry.rpartition("=")
+        path = Path(text).absolute()
+        if given:
+            named = {name: path}
+        elif path.is_dir():
+            named = {each.name.removesuffix(ADAPTER_SUFFIX): each for each in path.glob(f"*{ADAPTER_SUFFIX}")}
+        else:
+            named = {path.name.removesuffix(ADAPTER_SUFFIX): path}
+        for each, file in sorted(named.items()):
+            if not file.is_file():
+                raise ValueError(f"no file at {file}")
+            if not ADAPTER_NAME.fullmatch(each):
+                raise ValueError(f"{each!a} is no name; allowed: {ADAPTER_NAME_RULE}")
+            if each in found:
+                raise ValueError(f"{found[each]} and {file} have the same name")
+            found[each] = file
+    return found
 
 
 class Settings(BaseSettings):
@@ -136,6 +163,21 @@ class Settings(BaseSettings):
             "layer; no difference on a CPU"
         ),
     ] = "full"
+    lora: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(lambda value: tuple(value.split(",")) if isinstance(value, str) else value),
+        Field(
+            description="adapters: name=file, a file, or a folder of files, which go by their own names; "
+            "several with commas between, or by the flag again"
+        ),
+    ] = ()
+    lora_memory_mb: Annotated[
+        int, Field(description="bound of all adapters on each device, MiB; more are refused", ge=0)
+    ] = 2048
+    max_lora_mb: Annotated[
+        int, Field(description="bound of a file that PUT /v1/loras/{name} takes, MiB; 0 takes none", ge=0)
+    ] = 1024
     threads: Annotated[
         int, Field(description="CPU threads of all workers together; 0 takes every core", ge=0, le=1024)
     ] = 0
@@ -253,6 +295,12 @@ class Settings(BaseSettings):
         for each in filter(None, (each.strip() for each in text.split(","))):
             ipaddress.ip_network(each)  # raises ValueError with what is wrong
         return text
+
+    @field_validator("lora")
+    @classmethod
+    def _adapters_are_there(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        adapter_files(entries)
+        return entries
 
     @property
     def cors_origin_list(self) -> tuple[str, ...]:

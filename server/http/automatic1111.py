@@ -6,8 +6,10 @@ model can make, as the original does. What lists have nothing to list are empty.
 """
 
 import os
+import re
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -30,6 +32,7 @@ from server.generation import (
     GenerationResult,
     ModelInfo,
 )
+from server.http.adapter_fields import SCALE_RULE, Asked, chosen
 from server.http.automatic1111_answer import HASH_CHARS, SAMPLER, info_of, options_of, progress_of, title_of
 from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.calls import generate
@@ -52,7 +55,10 @@ SAMPLERS: Final = [{"name": SAMPLER, "aliases": ["k_euler"], "options": {}}]
 SCHEDULERS: Final = [
     {"name": "simple", "label": "Simple", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
 ]
-NOTHING_TO_LIST: Final = ("upscalers", "latent-upscale-modes", "sd-vae", "loras")
+NOTHING_TO_LIST: Final = ("upscalers", "latent-upscale-modes", "sd-vae")
+LORA: Final = re.compile(
+    r"<lora:([^:<>]+)((?::[^:<>]+){0,2})>"
+)  # the weights are its text encoders' and its own
 
 RoundedSide = Annotated[
     int,
@@ -260,6 +266,15 @@ def automatic1111_router(engine: Engine, sources: Sources, leniency: Leniency) -
             }
         )
 
+    @router.get("/loras", summary="The adapters", responses=loaded)
+    async def loras() -> Response:
+        return _json(
+            [
+                {"name": each.name, "alias": each.name, "path": each.name, "metadata": {}}
+                for each in engine.model.adapters
+            ]
+        )
+
     for each in NOTHING_TO_LIST:
 
         @router.get(f"/{each}", summary="Nothing to list", responses=described(), name=each)
@@ -290,7 +305,7 @@ def to_request(body: TextToImageBody, model: ModelInfo, leniency: Leniency, *, i
     guidance = body.distilled_cfg_scale if model.guidance_embed else None
     return GenerationRequest(
         id=id,
-        prompt=body.prompt,
+        prompt=LORA.sub("", body.prompt).strip() if LORA.search(body.prompt) else body.prompt,
         negative_prompt=body.negative_prompt or "",
         width=body.width // SIDE_MULTIPLE * SIDE_MULTIPLE,
         height=body.height // SIDE_MULTIPLE * SIDE_MULTIPLE,
@@ -299,6 +314,7 @@ def to_request(body: TextToImageBody, model: ModelInfo, leniency: Leniency, *, i
         seed=given_or_drawn(None if body.seed == -1 else body.seed),
         num_images=count,
         max_sequence_length=model.default_sequence_length,
+        adapters=chosen(_adapters_in(body.prompt), model),
     )
 
 
@@ -319,15 +335,28 @@ def start_of(body: ImageToImageBody, asked: GenerationRequest) -> Start:
     )
 
 
+def _adapters_in(prompt: str) -> Iterator[Asked]:
+    """Yield the adapters that a prompt names, as `<lora:name>` or with weights: the last one counts."""
+    for name, weights in LORA.findall(prompt):
+        *_, weight = weights.split(":")
+        try:
+            scale = float(weight or 1.0)
+        except ValueError:
+            message = f"prompt has {weight[:40]!a} as the weight of an adapter; allowed: {SCALE_RULE}"
+            raise InvalidRequest(message, field="prompt") from None
+        yield Asked(name, scale, "prompt")
+
+
 def to_response(
     body: TextToImageBody, request: GenerationRequest, result: GenerationResult, model: ModelInfo
 ) -> Response:
     """Answer with base64 and, as a string of JSON, with what made the pictures."""
+    info = info_of(request, model, prompt=body.prompt, batch_size=body.batch_size or 1)
     return pictures_response(
         {
             "images": [Picture(image.data) for image in result.images if body.send_images is not False],
             "parameters": body.model_dump(exclude={"init_images", "mask"}),
-            "info": msgspec.json.encode(info_of(request, model, batch_size=body.batch_size or 1)).decode(),
+            "info": msgspec.json.encode(info).decode(),
         }
     )
 

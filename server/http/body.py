@@ -118,7 +118,7 @@ def explained(error: ValidationError, kind: type[RequestBody]) -> InvalidRequest
     path, field = _path(kind, [str(part) for part in finding["loc"]] or ["body"])
     name = shown(".".join(path), quote="")
     if finding["type"] == "extra_forbidden":
-        known = ", ".join(sorted(kind.model_fields))
+        known = ", ".join(sorted(_owner(kind, path[:-1]).model_fields))
         return InvalidRequest(f"{name} is not a field of this request; allowed: {known}", field=name)
     allowed = (field.description if field else None) or "another value"
     if finding["type"] == "missing":
@@ -134,11 +134,22 @@ def _path(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], Fi
     """
     name, *rest = location
     field = next((field for own, field in kind.model_fields.items() if name in _names(own, field)), None)
-    inner = object_of(field)
+    inner = None if field is None else object_of(field.annotation)
     if inner is None or not rest:
         return [name], field
+    index = [rest.pop(0)] if rest[0].isdigit() else []  # of an object in a list
+    if not rest:
+        return [name, *index], field
     path, field = _path(inner, rest)
-    return [name, *path], field
+    return [name, *index, *path], field
+
+
+def _owner(kind: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    """Return the kind of object at `path`, which names fields and indices."""
+    for name in path:
+        field = kind.model_fields.get(name)
+        kind = (object_of(field.annotation) if field is not None else None) or kind
+    return kind
 
 
 def _names(own: str, field: FieldInfo) -> Sequence[object]:
@@ -146,10 +157,11 @@ def _names(own: str, field: FieldInfo) -> Sequence[object]:
     return alias.choices if isinstance(alias, AliasChoices) else (own,)
 
 
-def object_of(field: FieldInfo | None) -> type[BaseModel] | None:
-    """Return the kind of object that a field holds, if it holds one."""
-    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+def object_of(annotation: object) -> type[BaseModel] | None:
+    """Return the kind of object that a field holds, alone or in a list, if it holds one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((kind for part in get_args(annotation) if (kind := object_of(part))), None)
 
 
 def shown(value: object, quote: str = '"') -> str:

@@ -26,8 +26,11 @@ from server.errors import (
     GenerationFailed,
     InvalidRequest,
     MalformedBody,
+    MethodNotAllowed,
     NotAcceptable,
+    NotFound,
     NotReady,
+    RequestTooLarge,
     ServerError,
     UnsupportedMediaType,
 )
@@ -309,7 +312,7 @@ def render_error(request: Request, error: ServerError) -> Response:
         case MalformedBody() | UnsupportedMediaType():
             body = message.encode()
             return error_response(request, error, body, statuses=STATUSES, media_type="text/plain")
-        case NotAcceptable():
+        case NotAcceptable() | NotFound() | MethodNotAllowed() | RequestTooLarge():
             content: object = {"error": message}
         case InvalidRequest():
             content = {"detail": [_detail(error, message)]}

@@ -20,7 +20,7 @@ TEXTS: Final = {
     "unsupported_media_type": "The body is of another type or encoding",
     "request_too_large": "The body is too large",
     "invalid_api_key": "The API key is missing or wrong",
-    "forbidden": "The API key may not ask for this priority",
+    "forbidden": "The API key may not ask for that",
     "rate_limited": "Over a limit of the API key: come back after Retry-After",
     "quota_exceeded": "The API key has used up its day",
     "not_found": "There is no such thing",

@@ -1,4 +1,4 @@
-"""What the app fal-ai/flux/schnell takes and gives, and how fal says that something is wrong.
+"""What the apps fal-ai/flux/schnell and flux-lora take and give, and how fal says that something is wrong.
 
 Names, defaults and sizes are the published ones. A side may be anything there; here a picture that is too
 large is made smaller in proportion, and each side then rounded: the answer says what it became. Pictures as
@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from server.decoding import Fit
 from server.errors import InvalidRequest, MalformedHeader, ServerError
 from server.generation import (
+    MAX_ADAPTERS,
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SIDE,
@@ -29,6 +30,7 @@ from server.generation import (
     Priority,
     Timings,
 )
+from server.http.adapter_fields import SCALE_RULE, Asked, Name, Scale, chosen
 from server.http.body import RequestBody, Text, shown
 from server.http.errors import STATUS, error_response, message_of
 from server.http.exchange import exchange_of
@@ -45,6 +47,7 @@ APPS: Final = (
     "fal-ai/flux-1/schnell",
     "fal-ai/flux/dev/image-to-image",
     "fal-ai/flux-general/inpainting",
+    "fal-ai/flux-lora",
 )
 MAX_OUTPUTS: Final = 4
 LONGEST_SIDE: Final = 14142
@@ -125,6 +128,15 @@ def _preset(sent: object) -> object:
 DEFAULT_SIZE: Final = ImageSize(width=1024, height=768)
 
 
+class LoraWeight(RequestBody):
+    """An adapter; `path` is its name here, where it is an address there."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    path: Name
+    scale: Scale = 1.0
+
+
 class Input(RequestBody):
     """The input of the app; what is not listed is accepted and ignored."""
 
@@ -169,6 +181,10 @@ class Input(RequestBody):
         bool | None, Field(description="true or false; accepted and ignored")
     ] = None
     acceleration: Annotated[str | None, Field(description="text; accepted and ignored")] = None
+    loras: Annotated[
+        Annotated[list[LoraWeight], Field(max_length=MAX_ADAPTERS)] | None,
+        Field(description=f"a list of at most {MAX_ADAPTERS} objects of path and scale ({SCALE_RULE})"),
+    ] = None
 
 
 EXAMPLE: Final[dict[str, Any]] = {
@@ -180,7 +196,13 @@ EXAMPLE: Final[dict[str, Any]] = {
 
 
 def to_request(
-    sent: Input, model: ModelInfo | None, leniency: Leniency, *, id: str, priority: Priority | None
+    sent: Input,
+    model: ModelInfo | None,
+    leniency: Leniency,
+    *,
+    id: str,
+    priority: Priority | None,
+    previews: int = 0,
 ) -> GenerationRequest:
     """Fill in the model's defaults; raises `InvalidRequest`."""
     width, height = nearest_size(sent.image_size.width, sent.image_size.height)
@@ -199,6 +221,11 @@ def to_request(
         max_sequence_length=fit.sequence_length,
         image_format=sent.output_format or "jpeg",
         priority=priority,
+        previews=previews,
+        adapters=chosen(
+            (Asked(each.path, each.scale, f"loras.{n}.path") for n, each in enumerate(sent.loras or ())),
+            model,
+        ),
     )
 
 

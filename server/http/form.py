@@ -46,7 +46,9 @@ async def read_fields(request: Request, kind: type[Body]) -> Body:
         if times > 1:
             raise InvalidRequest(f"{shown(name, quote='')} is given {times} times; allowed: once", field=name)
     for name, value in parts:
-        fields[name] = _of_json(value) if object_of(kind.model_fields.get(name)) else value
+        field = kind.model_fields.get(name)
+        holds_objects = field is not None and object_of(field.annotation) is not None
+        fields[name] = _of_json(value) if holds_objects else value
     try:
         return kind.model_validate(fields, strict=False)
     except ValidationError as error:

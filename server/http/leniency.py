@@ -72,3 +72,8 @@ class Leniency:
 def names_of(model: ModelInfo) -> tuple[str, ...]:
     """Return the names that the served model goes by."""
     return tuple(dict.fromkeys((*MODEL_IDS, model.name)))
+
+
+def adapter_names_of(model: ModelInfo) -> tuple[str, ...]:
+    """Return the names of the adapters that are not names of the model."""
+    return tuple(each.name for each in model.adapters if each.name not in names_of(model))

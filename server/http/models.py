@@ -9,6 +9,7 @@ from typing import Any, Final
 from server.engine import Engine
 from server.errors import NotReady
 from server.generation import ModelInfo
+from server.http.leniency import MODEL_IDS
 from server.http.predictions import OUTPUT_SCHEMA, Input
 
 CREATED: Final = 1722470400  # when FLUX.1 [schnell] was published
@@ -28,6 +29,11 @@ def model_if_loaded(engine: Engine) -> ModelInfo | None:
 def openai_model(name: str) -> dict[str, Any]:
     """Return a model as OpenAI's clients know it."""
     return {"id": name, "object": "model", "created": CREATED, "owned_by": "black-forest-labs"}
+
+
+def openai_adapter(name: str) -> dict[str, Any]:
+    """Return an adapter as a model of its own, with the one that it changes as its parent, as vLLM does."""
+    return openai_model(name) | {"owned_by": "schnell-server", "root": name, "parent": MODEL_IDS[0]}
 
 
 def model_object(owner: str, name: str, model: ModelInfo, *, base_url: str) -> dict[str, Any]:

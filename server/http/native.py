@@ -29,6 +29,7 @@ from server.generation import (
 )
 from server.geometry import Borders
 from server.http.accept import JSON_TYPES, accepted_types
+from server.http.adapter_fields import QUERY_PARAMETER, Loras, asked_in, chosen
 from server.http.body import RequestBody, Text, check_query, shown
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
@@ -133,6 +134,7 @@ class GenerateQuery(RequestBody):
             description=f"a whole number from 0 to {MAX_PREVIEWS}, of each picture in a stream of events",
         ),
     ] = 0
+    loras: Loras = None
 
 
 class Outpaint(RequestBody):
@@ -298,6 +300,7 @@ def _to_request(
         priority=None if body.priority is None else Priority(body.priority),
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
         previews=body.previews,
+        adapters=chosen(asked_in(body.loras), model),
     )
 
 
@@ -368,7 +371,7 @@ def _query_parameters() -> dict[str, Any]:
                 "description": each.get("description", ""),
             }
             for name, each in schema["properties"].items()
-            if name != "previews"
+            if name not in ("previews", "loras")
         ]
-        + [CACHE_PARAMETER]
+        + [QUERY_PARAMETER, CACHE_PARAMETER]
     }

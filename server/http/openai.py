@@ -7,6 +7,7 @@ otherwise.
 
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -37,6 +38,7 @@ from server.generation import (
     Preview,
 )
 from server.http import errors
+from server.http.adapter_fields import Asked, Loras, asked_in, chosen
 from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
@@ -47,8 +49,8 @@ from server.http.exchange import exchange_of
 from server.http.form import body_schema, read_fields
 from server.http.idempotency import KEY_PARAMETER, Once
 from server.http.input_pictures import EXAMPLE_PICTURE, PICTURE_RULE, InputPicture
-from server.http.leniency import Leniency, names_of
-from server.http.models import openai_model
+from server.http.leniency import Leniency, adapter_names_of, names_of
+from server.http.models import openai_adapter, openai_model
 from server.http.native import MIN_SEQUENCE_LENGTH
 from server.http.pictures import Picture, pictures_response
 from server.http.seeds import given_or_drawn
@@ -80,7 +82,9 @@ class ImagesBody(RequestBody):
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
-    model: Annotated[str | None, Field(description="a name; any, unless the server checks names")] = None
+    model: Annotated[
+        str | None, Field(description="a name, also that of an adapter; any, unless the server checks names")
+    ] = None
     prompt: Annotated[
         Text, Field(max_length=MAX_PROMPT_CHARS, description=f"text of at most {MAX_PROMPT_CHARS} characters")
     ]
@@ -129,6 +133,7 @@ class ImagesBody(RequestBody):
             description=f"a whole number from {MIN_SEQUENCE_LENGTH} to {MAX_SEQUENCE_LENGTH}",
         ),
     ] = None
+    loras: Loras = None
 
 
 class EditsBody(ImagesBody):
@@ -193,7 +198,8 @@ def openai_router(engine: Engine, answers: Answers, sources: Sources, leniency: 
         return await answer(http, body, request, "image_edit")
 
     def requested(http: Request, body: ImagesBody) -> GenerationRequest:
-        leniency.check_model(body.model, engine.model, http, field="model")
+        if body.model not in adapter_names_of(engine.model):
+            leniency.check_model(body.model, engine.model, http, field="model")
         return to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
 
     async def answer(http: Request, body: ImagesBody, request: GenerationRequest, kind: str) -> Response:
@@ -211,12 +217,16 @@ def openai_router(engine: Engine, answers: Answers, sources: Sources, leniency: 
 
     @router.get("/v1/models", summary="The names of the model", responses=described("not_ready"))
     async def list_models() -> Response:
-        return _json({"object": "list", "data": [openai_model(name) for name in names_of(engine.model)]})
+        models = [openai_model(name) for name in names_of(engine.model)]
+        adapters = [openai_adapter(name) for name in adapter_names_of(engine.model)]
+        return _json({"object": "list", "data": models + adapters})
 
     @router.get("/v1/models/{name:path}", summary="The model", responses=described("not_found", "not_ready"))
     async def retrieve_model(name: str) -> Response:
+        if name in adapter_names_of(engine.model):
+            return _json(openai_adapter(name))
         if name not in names_of(engine.model):
-            known = ", ".join(names_of(engine.model))
+            known = ", ".join((*names_of(engine.model), *adapter_names_of(engine.model)))
             raise NotFound(f"there is no model {name[:100]!a}; there are: {known}", field="model")
         return _json(openai_model(name))
 
@@ -241,7 +251,15 @@ def to_request(body: ImagesBody, model: ModelInfo, leniency: Leniency, *, id: st
         image_format=body.output_format or "png",
         quality=max(1, body.output_compression) if body.output_compression is not None else 100,
         previews=body.partial_images or 0 if body.stream else 0,
+        adapters=chosen([*_adapter_by_model(body, model), *asked_in(body.loras)], model),
     )
+
+
+def _adapter_by_model(body: ImagesBody, model: ModelInfo) -> list[Asked]:
+    """Return the adapter whose name was asked for as that of a model."""
+    if body.model is not None and body.model in adapter_names_of(model):
+        return [Asked(body.model, 1.0, "model")]
+    return []
 
 
 def start_of(body: EditsBody) -> Start:
@@ -317,8 +335,10 @@ class OpenAIScript:
             case _:
                 return None
 
-    def end(self, result: GenerationResult) -> None:
+    def end(self, made: GenerationResult, told: Collection[int]) -> list[Words]:
         """The last picture was the end."""
+        untold = [(number, image) for number, image in enumerate(made.images) if number not in told]
+        return [self._picture("completed", number, image.data) for number, image in untold]
 
     def fail(self, error: ServerError) -> Words:
         """Clients raise on anything with an `error`."""
@@ -341,7 +361,11 @@ class OpenAIScript:
 
 
 def render_error(request: Request, error: ServerError) -> Response:
-    """Answer a failure as this API does: a wrong value is a bad request there."""
+    """Answer a failure as this API does: a wrong value is a bad request, no model has a code of its own."""
+    if isinstance(error, NotFound) and error.field == "model":
+        content = errors.error_object(error, exchange_of(request).request_id, errors.error_kind(404))
+        body = msgspec.json.encode({"error": content | {"code": "model_not_found"}})
+        return errors.error_response(request, error, body, statuses=STATUSES)
     return errors.render_error(request, error, statuses=STATUSES)
 
 

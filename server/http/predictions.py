@@ -3,8 +3,10 @@
 The names, defaults and sizes are the published ones; only the limit of steps is the served model's own.
 Pictures as input are those of black-forest-labs/flux-dev, but for its strength of 0.8: four steps would all
 run, and nothing be left of the picture.
+Adapters are asked for as of flux-schnell-lora and the models of Replicate's trainer, by their names here.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
@@ -18,6 +20,7 @@ from server.generation import (
     ImageFormat,
     ModelInfo,
 )
+from server.http.adapter_fields import NAME_RULE, SCALE_RULE, Asked, Name, Scale, chosen
 from server.http.body import RequestBody, Text
 from server.http.input_pictures import PICTURE_RULE, InputPicture
 from server.http.leniency import Leniency
@@ -127,6 +130,10 @@ class Input(RequestBody):
             json_schema_extra=_order(12),
         ),
     ] = None
+    lora_weights: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(13))] = None
+    lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(14))] = 1.0
+    extra_lora: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(15))] = None
+    extra_lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(16))] = 1.0
 
 
 INPUT_EXAMPLE: Final[dict[str, Any]] = {
@@ -159,6 +166,7 @@ def to_request(
         max_sequence_length=fit.sequence_length,
         image_format=FORMATS[sent.output_format],
         quality=max(1, sent.output_quality),
+        adapters=chosen(_adapters_in(sent, field), model),
     )
 
 
@@ -173,6 +181,13 @@ def start_of(sent: Input, *, field: str = "input") -> Start | None:
         mask_strength=REPAINT,
         names=Names(image=f"{field}.image", mask=f"{field}.mask"),
     )
+
+
+def _adapters_in(sent: Input, field: str) -> Iterator[Asked]:
+    if sent.lora_weights:
+        yield Asked(sent.lora_weights, sent.lora_scale, f"{field}.lora_weights")
+    if sent.extra_lora:
+        yield Asked(sent.extra_lora, sent.extra_lora_scale, f"{field}.extra_lora")
 
 
 def output_of(result: GenerationResult) -> list[Picture]:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -28,6 +29,7 @@ from model.device import (
 )
 from model.info import PipelineInfo
 from model.lending import Memory
+from model.lora import Adapter, load_adapter
 from model.pipeline import Pipeline
 from model.preview import Previewer
 from model.progress import loading_bar
@@ -36,9 +38,10 @@ from model.verify import has_sums, verify
 from server import logs
 from server.batcher import Lane
 from server.costs import Costs, Shape
-from server.generation import ModelInfo
+from server.generation import AdapterInfo, ModelInfo
 from server.inherited import arguments, take_end
 from server.protocol import Fatal, Ready, Start
+from server.worker.adapters import Adapters
 from server.worker.calibrate import calibrated, keep
 from server.worker.connection import Connection
 from server.worker.loop import BESIDE, IN_TURN, Loop
@@ -62,6 +65,8 @@ def main() -> int:
     logs.configure(log_format=start.log_format, log_level=start.log_level)
     try:
         pipeline = _load(start)
+        adapters = Adapters(partial(_load_adapter, pipeline), start.adapters_limit_bytes)
+        served = tuple(adapters.add(file) for file in start.adapters)
     except (CheckpointError, ValueError, OSError) as error:
         connection.send(Fatal(message=str(error)))
         return EXIT_CHECKPOINT
@@ -73,10 +78,12 @@ def main() -> int:
         previewer=Previewer.fit(pipeline.autoencoder),
         send=connection.send,
         costs=costs,
+        adapters=adapters,
         lanes=_lanes(start),
     )
     threading.Thread(target=_receive, args=(connection, loop), name="reader", daemon=True).start()
-    connection.send(Ready(model=_describe(pipeline.info, costs, max_steps=start.max_steps), costs=table))
+    model = _describe(pipeline.info, costs, served, max_steps=start.max_steps)
+    connection.send(Ready(model=model, costs=table))
     try:
         loop.run()
     except torch.AcceleratorError:
@@ -111,12 +118,26 @@ def _load(start: Start) -> Pipeline:
         )
 
 
-def _describe(info: PipelineInfo, costs: Costs, *, max_steps: int) -> ModelInfo:
+def _load_adapter(pipeline: Pipeline, path: Path, limit_bytes: int) -> Adapter:
+    """Load an adapter beside the steps, which may use it when this returns.
+
+    On the device's default stream, whose memory is used again when an adapter goes.
+    """
+    adapter = load_adapter(path, pipeline.transformer, limit_bytes=limit_bytes)
+    pipeline.synchronize()
+    return adapter
+
+
+def _describe(
+    info: PipelineInfo, costs: Costs, adapters: tuple[AdapterInfo, ...], *, max_steps: int
+) -> ModelInfo:
     shape = Shape(info.default_width, info.default_height, info.default_sequence_length)
     image_s = costs.bill(shape, steps=info.default_steps).alone_s
     log.info("model_loaded", model=info.name, device=info.device, dtype=info.dtype, image_s=round(image_s, 4))
     return ModelInfo(
-        **asdict(info), max_steps=max_steps or (DEV_MAX_STEPS if info.guidance_embed else SCHNELL_MAX_STEPS)
+        **asdict(info),
+        max_steps=max_steps or (DEV_MAX_STEPS if info.guidance_embed else SCHNELL_MAX_STEPS),
+        adapters=adapters,
     )
 
 

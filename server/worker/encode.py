@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from server.generation import ImageFormat
+from server.generation import Adapter, ImageFormat
 from server.worker.png import check_pixels, encode_png
 
 XMP_KEYWORD: Final = "XML:com.adobe.xmp"
@@ -35,6 +35,7 @@ class Provenance:
     """What made a picture; sizes in pixels, `digest` of the weights, `prompt` only on request.
 
     `strength` is there where it was made from another picture, of which nothing else is said.
+    Of adapters the digests and scales are written, since names mean something on one server only.
     """
 
     seed: int
@@ -46,6 +47,7 @@ class Provenance:
     model: str
     digest: str
     version: str
+    adapters: tuple[Adapter, ...] = ()
     prompt: str | None = None
     strength: float | None = None
 
@@ -68,6 +70,8 @@ class Provenance:
         }
         if self.strength is not None:
             texts["strength"] = f"{self.strength:g}"
+        if self.adapters:
+            texts["adapters"] = ", ".join(f"{each.digest} {each.scale:g}" for each in self.adapters)
         return texts if self.prompt is None else texts | {"prompt": self.prompt}
 
 

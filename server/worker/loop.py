@@ -37,6 +37,7 @@ from server.protocol import (
     ToFront,
     ToWorker,
 )
+from server.worker.adapters import Adapters
 from server.worker.encode import Provenance, encode_image
 from server.worker.meter import Meter
 from server.worker.previews import Moment, Previews, encode_preview
@@ -66,6 +67,7 @@ class Loop:
     previewer: Previewer
     send: Send
     costs: Costs
+    adapters: Adapters
     lanes: Sequence[Lane] = BESIDE
     clock: Callable[[], float] = time.monotonic
     _batcher: Batcher = field(init=False)
@@ -80,7 +82,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._batcher = Batcher(self.costs)
-        self._stages = Stages(self.pipeline, self.costs)
+        self._stages = Stages(self.pipeline, self.costs, self.adapters)
         self._encoders = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder")
 
     def run(self) -> None:
@@ -91,7 +93,10 @@ class Loop:
             each.result()
 
     def receive(self, message: ToWorker) -> None:
-        """Take in what the front end sent; from any thread, and also before `run`."""
+        """Take in what the front end sent; from one thread at a time, and also before `run`."""
+        if (answer := self.adapters.answer(message)) is not None:
+            self.send(answer)
+            return
         if isinstance(message, Submit):
             try:
                 check_source(message.image)
@@ -129,7 +134,7 @@ class Loop:
             priority=request.priority,
             deadline_s=None if request.deadline_s is None else now + request.deadline_s,
         )
-        self._works[request.id] = Work(request, entry)
+        self._works[request.id] = Work(request, entry, adapters=self.adapters.find(request.adapters))
         self._batcher.add(entry)
 
     def _forget(self, image_id: str) -> list[Work]:
@@ -290,6 +295,7 @@ class Loop:
             model=info.name,
             digest=info.digest,
             version=__version__,
+            adapters=request.adapters,
             prompt=request.prompt if request.embed_prompt else None,
             strength=None if request.source is None else request.source.strength,
         )

@@ -13,12 +13,14 @@ import structlog
 import torch
 
 from model.conditioning import Prompt
+from model.lora import Scaled
 from model.pipeline import Pipeline, Pixels
 from model.sampling import Sample
 from server.batcher import Entry
 from server.costs import Costs, StepKind
 from server.errors import GenerationFailed, OutOfMemory
 from server.generation import ImageRequest, Timings
+from server.worker.adapters import Adapters
 from server.worker.source import source_of
 
 log = structlog.get_logger(__name__)
@@ -34,6 +36,7 @@ class Work:
     pixels: Pixels | None = None
     failure: GenerationFailed | None = None
     forgotten: bool = False  # nobody wants it any more
+    adapters: tuple[Scaled, ...] = ()
     text_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -79,6 +82,7 @@ class Stages:
 
     pipeline: Pipeline
     costs: Costs
+    adapters: Adapters
     _turns: "_Turns" = field(default_factory=lambda: _Turns())
 
     def run(self, kind: StepKind, works: Sequence[Work]) -> bool:
@@ -145,10 +149,12 @@ class Stages:
         self.pipeline.synchronize()
 
     def _start_samples(self, works: Sequence[Work]) -> None:
-        prompts = [prompt for work in works for prompt in self._prompts(work.request)]
+        for adapter in self.adapters.take_dropped():  # here, since encoding is what keeps something of them
+            self.pipeline.forget(adapter)
+        prompts = [prompt for work in works for prompt in self._prompts(work)]
         conditionings = dict(zip(prompts, self.pipeline.encode(prompts), strict=True))
         for work in works:
-            prompt, *negative = self._prompts(work.request)
+            prompt, *negative = self._prompts(work)
             work.sample = self.pipeline.start(
                 conditioning=conditionings[prompt],
                 negative=conditionings[negative[0]] if negative else None,
@@ -158,13 +164,15 @@ class Stages:
                 seed=work.request.seed,
                 guidance_scale=work.request.guidance_scale,
                 source=source_of(work.request),
+                adapters=work.adapters,
             )
 
-    def _prompts(self, request: ImageRequest) -> list[Prompt]:
+    def _prompts(self, work: Work) -> list[Prompt]:
+        request = work.request
         texts = [request.prompt]
         if self.pipeline.uses_negative(request.guidance_scale):
             texts.append(request.negative_prompt)
-        return [Prompt(text, request.max_sequence_length) for text in texts]
+        return [Prompt(text, request.max_sequence_length, work.adapters) for text in texts]
 
 
 class _Turns:

@@ -20,6 +20,7 @@ from playwright.sync_api import (
     Locator,
     Page,
     Request,
+    Route,
     ViewportSize,
     expect,
     sync_playwright,
@@ -36,6 +37,16 @@ CHROMIUM = shutil.which("chromium")
 DESKTOP, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=390, height=844)
 WITHIN_MS = 20_000
 TIMES = "\N{MULTIPLICATION SIGN}"
+GIVE = """async name => {
+    const canvas = new OffscreenCanvas(512, 256);
+    canvas.getContext("2d").fillRect(0, 0, 99, 99);
+    const picture = await canvas.convertToBlob();
+    const given = new DataTransfer();
+    given.items.add(new File([picture], "given.png", {type: "image/png"}));
+    const options = {bubbles: true, cancelable: true, dataTransfer: given, clipboardData: given};
+    const kind = name === "drop" ? DragEvent : ClipboardEvent;
+    document.body.dispatchEvent(new kind(name, options));
+}"""
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not there: .ci/run installs it by apt")
 expect.set_options(timeout=WITHIN_MS)
 
@@ -281,6 +292,7 @@ def test_handles_extend_the_canvas_and_the_picture_stays(server: Server, visit: 
 def test_a_file_becomes_the_input_in_a_size_that_the_model_likes(server: Server, visit: Visit) -> None:
     visit.open(server.url)
     page = visit.page
+    expect(page.locator("#state")).to_have_text("Ready")
     file = io.BytesIO()
     Image.new("RGB", (900, 600), "green").save(file, "jpeg")
     chosen = FilePayload(name="green.jpg", mimeType="image/jpeg", buffer=file.getvalue())
@@ -289,8 +301,11 @@ def test_a_file_becomes_the_input_in_a_size_that_the_model_likes(server: Server,
     broken = FilePayload(name="no.png", mimeType="image/png", buffer=b"no picture")
     page.locator("#image-file").set_input_files(broken)
     expect(page.locator("#notices")).to_contain_text("cannot read that file")
-    page.get_by_role("button", name="Remove the picture").click()
-    expect(page.locator("#editor")).to_be_hidden()
+    for event in ("drop", "paste"):
+        page.get_by_role("button", name="Remove the picture").click()
+        expect(page.locator("#editor")).to_be_hidden()
+        page.evaluate(GIVE, event)
+        expect(page.locator("#whole-size")).to_have_text(f"512 {TIMES} 256")
 
 
 def test_what_is_copied_makes_the_same_picture(server: Server, visit: Visit, tmp_path: Path) -> None:
@@ -472,6 +487,18 @@ def test_loras_of_the_server_can_be_chosen(fake: tuple[FakeEngine, str], visit: 
     expect(page.locator(".run-state")).to_have_text("The connection to the server broke off.")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".run")).to_have_count(0)
+
+
+def test_a_proxy_may_have_put_a_path_in_front(fake: tuple[FakeEngine, str], visit: Visit) -> None:
+    def take_off(route: Route) -> None:
+        route.fulfill(response=route.fetch(url=route.request.url.replace("/flux/", "/", 1)))
+
+    visit.page.route("**/flux/**", take_off)
+    visit.open(f"{fake[1]}/flux/")
+    visit.generate("a")
+    visit.finished()
+    visit.page.get_by_role("button", name="curl").click()
+    assert f"{fake[1]}/flux/v1/generate" in visit.page.evaluate("navigator.clipboard.readText()")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

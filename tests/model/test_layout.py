@@ -28,6 +28,13 @@ def test_each_sample_attends_to_its_own_text_and_image() -> None:
     )
 
 
+def test_the_rows_of_a_sample_are_found_in_every_stream() -> None:
+    rows = layout()
+    assert rows.own_rows(1, rows.txt) == [Span(3, 1)]
+    assert rows.own_rows(1, rows.img) == [Span(8, 9)]
+    assert rows.own_rows(1, rows.joint) == [Span(3, 1), Span(17, 9)]
+
+
 def test_image_rows_look_up_the_first_vectors_and_text_rows_the_others() -> None:
     expected = [3] * 3 + [4] * 1 + [5] * 5 + [0] * 8 + [1] * 9 + [2] * 2
     assert layout().owners.by_row.tolist() == expected

@@ -5,8 +5,11 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+from server.adapter_files import AdapterFiles
+from server.adapters import Adapters
 from server.engine import Engine
 from server.errors import (
     ServerError,
@@ -51,10 +54,12 @@ async def engine_on(
     image_cache_bytes: int = 0,
     ready: bool = True,
     charge: Callable[[str, float], None] = lambda name, device_s: None,
+    adapters: Adapters | None = None,
 ) -> AsyncIterator[Engine]:
     engine = Engine(
         [start(model) for model in models or ("fake",)],
         metrics=Metrics(),
+        adapters=adapters or Adapters(AdapterFiles(Path("/dev/null/adapters"), {})),
         max_backlog_s=max_backlog_s,
         default_deadline_s=default_deadline_s,
         auto_steps_backlog_s=(2.0, 4.0, 6.0),

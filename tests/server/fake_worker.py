@@ -6,7 +6,9 @@ Prompts: `sleep S`, `step S` (the same after a step that is over), `die`, `fail`
 `late S` with a deadline is dropped for it, after a step, just when a later one comes in, else it sleeps;
 `meet PATH` stays outside of any step, and is answered where the path exists and four such pictures are in
 hand at once.
-The model `refused` is none, `stillborn` kills, `after PATH` is loaded when the path exists.
+The model `refused` is none, `stillborn` kills, `after PATH` is loaded when the path exists, `picky` takes no
+adapter.
+An adapter's file says what it does: `refuse`, `die`, else it is taken; its digest is what it says.
 A picture's bytes name its id, seed and size, and what it starts from, so that a mix-up shows.
 """
 
@@ -21,12 +23,17 @@ from pathlib import Path
 import msgspec
 
 from server.costs import CostTable, StepKind
-from server.generation import Image, ImageRequest, Preview, Timings
+from server.generation import AdapterInfo, Image, ImageRequest, Preview, Timings
 from server.protocol import (
+    AdapterFile,
+    AdapterLoaded,
+    AdapterRefused,
     Cancel,
     Done,
+    DropAdapter,
     Failed,
     Fatal,
+    LoadAdapter,
     Previewed,
     Ready,
     Revise,
@@ -45,7 +52,8 @@ COSTS = CostTable(decode_pixel_s=0.01 / 256**2)
 
 def picture(request: ImageRequest) -> Image:
     begun = f" from {zlib.crc32(request.source.pixels)}" if request.source else ""
-    data = f"{request.id} seed {request.seed} {request.width}x{request.height}{begun}".encode()
+    adapters = "".join(f" {each.digest} {each.scale:g}" for each in request.adapters)
+    data = f"{request.id} seed {request.seed} {request.width}x{request.height}{begun}{adapters}".encode()
     return Image(
         data=data,
         content_type="image/png",
@@ -54,6 +62,17 @@ def picture(request: ImageRequest) -> Image:
         seed=request.seed,
         timings=Timings(device_s=0.01, denoise_s=0.01, total_s=0.01),
     )
+
+
+def load(file: AdapterFile, model: str) -> AdapterLoaded | AdapterRefused:
+    text = Path(file.path).read_text()
+    if text == "die":
+        os._exit(1)
+    sys.stderr.write(f"loaded {file.name} {text}\n")
+    sys.stderr.flush()
+    if text == "refuse" or model == "picky":
+        return AdapterRefused(name=file.name, reason="it was asked to refuse")
+    return AdapterLoaded(adapter=AdapterInfo(name=file.name, digest=text, size_bytes=len(text)))
 
 
 def end_step(connection: Connection) -> None:
@@ -143,7 +162,9 @@ def main() -> None:
     if start.model == "stillborn":
         os._exit(1)
     device = "cpu" if start.device == "auto" else start.device
-    model = msgspec.structs.replace(MODEL, device=device)
+    answers = [load(file, start.model) for file in start.adapters]
+    adapters = tuple(each.adapter for each in answers if isinstance(each, AdapterLoaded))
+    model = msgspec.structs.replace(MODEL, device=device, adapters=adapters)
     connection.send(Ready(model=model, costs=COSTS))
     cancelled: set[str] = set()
     late: set[str] = set()
@@ -164,6 +185,11 @@ def main() -> None:
                 cancelled.add(image_id)
                 connection.send(Failed(id=image_id, code="cancelled", message="forgotten", device_s=0.03))
                 sys.stderr.write(f"cancelled {image_id}\n")
+                sys.stderr.flush()
+            case LoadAdapter(file=file):
+                connection.send(load(file, start.model))
+            case DropAdapter(digest=digest):
+                sys.stderr.write(f"dropped {digest}\n")
                 sys.stderr.flush()
             case Stop():
                 return

@@ -195,6 +195,7 @@ def test_many_at_once_lose_no_key_and_a_reader_sees_no_half(tmp_path: Path) -> N
 def test_the_command_prints_the_key_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ["--file", str(path)]
     arguments = ["--priority", "low", "--requests-per-minute", "9", "--device-seconds-per-day", "1.5"]
+    arguments.append("--admin")
     assert main(["create", "carol", *arguments, *file]) == 0
     secret = capsys.readouterr().out.strip()
     assert find(KeysFile.read(path), secret) == "carol"
@@ -202,7 +203,9 @@ def test_the_command_prints_the_key_once(path: Path, capsys: pytest.CaptureFixtu
     head, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
     assert "hash" not in head
     assert [line[0] for line in lines] == ["alice", "batch-2", "carol"]
-    assert lines[2] == ["carol", "low", "9", "-", "1.5"]
+    assert lines[1][-1] == "-"
+    assert lines[2] == ["carol", "low", "9", "-", "1.5", "yes"]
+    assert "admin = true" in path.read_text()
     assert main(["revoke", "carol", *file]) == 0
     assert find(KeysFile.read(path), secret) is None
 

@@ -8,15 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.costs import CostTable, StepKind
-from server.generation import GenerationRequest, Image, Preview, Priority, Timings
+from server.generation import AdapterInfo, GenerationRequest, Image, Preview, Priority, Timings
 from server.protocol import (
     FRAME_HEADER,
     MAX_TO_WORKER_BYTES,
+    AdapterFile,
+    AdapterLoaded,
+    AdapterRefused,
     CacheReport,
     Cancel,
     Done,
+    DropAdapter,
     Failed,
     Fatal,
+    LoadAdapter,
     Previewed,
     ProtocolError,
     Ready,
@@ -49,6 +54,8 @@ TO_WORKER: list[ToWorker] = [
     Submit(image=REQUEST.images()[0]),
     Cancel(id="r/0"),
     Revise(id="r/0", priority=Priority.HIGH, deadline_s=1.5),
+    LoadAdapter(file=AdapterFile(name="a", path="/nowhere/a.safetensors")),
+    DropAdapter(digest="d1"),
     Stop(),
 ]  # fmt: skip
 TO_FRONT: list[ToFront] = [
@@ -58,6 +65,8 @@ TO_FRONT: list[ToFront] = [
     Previewed(id="r/0", preview=Preview(index=0, step=1, data=b"\xff", content_type="image/png")),
     Done(id="r/0", image=IMAGE),
     Failed(id="r/0", code="generation_failed", message="no"),
+    AdapterLoaded(adapter=AdapterInfo(name="a", digest="d1", size_bytes=7)),
+    AdapterRefused(name="a", reason="no"),
     CacheReport(hits=1, misses=2, size_bytes=3),
     Fatal(message="no"),
 ]

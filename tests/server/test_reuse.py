@@ -7,13 +7,14 @@ import msgspec
 import pytest
 
 from server.admission import Admission
-from server.generation import GenerationRequest, Image, ImageRequest, Priority, Source, Timings
+from server.generation import Adapter, GenerationRequest, Image, ImageRequest, Priority, Source, Timings
 from server.lru import ENTRY_BYTES
 from server.metrics import Metrics
 from server.reuse import Gallery, picture_key
 from server.roster import Pending
 from tests.server import models
 
+STYLE = Adapter(name="style", digest="d1")
 MODEL = msgspec.structs.replace(models.MODEL, device="cuda:0")
 
 
@@ -40,6 +41,9 @@ def test_everything_that_decides_a_picture_is_in_its_key() -> None:
         key(image_format="jpeg"),
         key(image_format="jpeg", quality=80),
         key(embed_prompt=True),
+        key(adapters=(STYLE,)),
+        key(adapters=(msgspec.structs.replace(STYLE, scale=0.5),)),
+        key(adapters=(msgspec.structs.replace(STYLE, digest="d2"),)),
     ]
     assert all(one != other for one, other in itertools.combinations(keys, 2))
 
@@ -109,6 +113,11 @@ def test_a_source_is_hashed_once_for_all_pictures_of_a_request() -> None:
     first = images[0].source
     assert first is not None
     assert all(each.source is first and first.digests is each.source.digests for each in images)
+
+
+def test_of_an_adapter_its_file_has_a_say_and_its_name_has_none() -> None:
+    renamed = msgspec.structs.replace(STYLE, name="twin")
+    assert key(adapters=(STYLE,)) == key(adapters=(renamed,))
 
 
 def test_pictures_of_two_requests_are_the_same_where_their_seeds_meet() -> None:

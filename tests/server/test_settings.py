@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.settings import EMBEDDED_MODEL, Settings, unknown_variables
+from server.settings import EMBEDDED_MODEL, Settings, adapter_files, unknown_variables
 
 
 def test_the_default_model_is_the_embedded_one() -> None:
@@ -103,3 +103,36 @@ def test_a_default_deadline_is_off_unless_set() -> None:
     assert Settings(default_deadline_ms=2500).default_deadline_ms == 2500
     with pytest.raises(ValidationError, match="default_deadline_ms"):
         Settings(default_deadline_ms=-1)
+
+
+def test_adapters_are_files_by_name_or_folders_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    files = [tmp_path / "x.safetensors", folder / "a.safetensors", folder / "b-1.0.safetensors"]
+    for file in (*files, folder / "notes.txt"):
+        file.touch()
+    x, a, b = files
+    entries = [f"style={x}", str(x), str(folder)]
+    expected = {"style": x, "x": x, "a": a, "b-1.0": b}
+    assert adapter_files(Settings(lora=",".join(entries)).lora) == expected  # type: ignore[arg-type]
+    flags = [word for entry in entries for word in ("--lora", entry)]
+    assert adapter_files(Settings(_cli_parse_args=flags).lora) == expected
+    monkeypatch.setenv("FLUX_LORA", f"style={x}")
+    assert adapter_files(Settings().lora) == {"style": x}
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ("a={0}/none", "no file at .*/none"),
+        ("{0}/none", "no file at .*/none"),
+        ("-a={0}/x.safetensors", "'-a' is no name; allowed: 1 to 64 letters"),
+        ("x={0}/x.safetensors,{0}", "have the same name"),
+    ],
+)
+def test_adapters_that_are_not_there_are_refused(tmp_path: Path, entries: str, said: str) -> None:
+    (tmp_path / "x.safetensors").touch()
+    with pytest.raises(ValidationError, match=said):
+        Settings(lora=entries.format(tmp_path))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 /**
  * The gallery: what the store has, as a grid that arrows move through.
  *
- * An address of a picture lives as long as its entry, since the stage and the lightbox show it too.
+ * An address of a picture lives as long as its entry; whoever shows it asks for it here.
  */
 
 import { byId, element } from "./elements.js";
@@ -99,7 +99,14 @@ export class Gallery {
     }
     this.#entries.splice(place, 1);
     this.#grid.children[place].remove();
+    this.#revoke(id);
     this.#count();
+  }
+
+  /** @param {number} id */
+  #revoke(id) {
+    URL.revokeObjectURL(this.#urls.get(id) ?? "");
+    this.#urls.delete(id);
   }
 
   #confirmClearing() {
@@ -112,6 +119,7 @@ export class Gallery {
   async #clear() {
     confirmDialog().close();
     await this.#store?.clear();
+    this.#entries.forEach(({ id }) => this.#revoke(id));
     this.#entries = [];
     this.#grid.replaceChildren();
     this.#count();

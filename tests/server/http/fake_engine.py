@@ -20,11 +20,14 @@ import msgspec
 import uvicorn
 from PIL import Image as Pillow
 
-from server.app import Edge, assemble, leniencies, open_jobs, sources_of
+from server.adapter_files import AdapterFiles
+from server.adapters import Adapters
+from server.app import Edge, assemble, leniencies, open_adapters, open_jobs, sources_of
 from server.engine import Engine
 from server.errors import (
     DeadlineExceeded,
     GenerationFailed,
+    InvalidRequest,
     NotReady,
     OutOfMemory,
     Overloaded,
@@ -33,6 +36,7 @@ from server.errors import (
 )
 from server.events import Advanced
 from server.generation import (
+    AdapterInfo,
     Forecast,
     GenerationRequest,
     GenerationResult,
@@ -48,6 +52,7 @@ from server.http.auth import Door
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
+from server.protocol import AdapterFile
 from server.reuse import Reuse
 from server.roster import UNWATCHED, Progress, Watch
 from server.settings import Settings
@@ -79,8 +84,23 @@ STATS = EngineStats(
     ),
     [WorkerStats(State.READY, "cpu", backlog_s=2.5, in_hand=4, sizes=["256x256", "512x256"], restarts=1)],
 )
+MAX_UPLOAD_BYTES = 4 << 20
 PREVIEW = b"how it may look"
 TIMINGS = Timings(queue_s=0.001, text_s=0.002, denoise_s=0.003, decode_s=0.004, encode_s=0.005, total_s=0.015)
+
+
+class FakeAdapters(Adapters):
+    """Real files and no workers: `refuse` is refused, and of what else an upload says that is its digest."""
+
+    def __init__(self) -> None:
+        super().__init__(AdapterFiles(Path("/dev/null"), {}), max_upload_bytes=MAX_UPLOAD_BYTES)
+        self.ready(0, ())
+
+    async def _loaded_everywhere(self, file: AdapterFile) -> AdapterInfo:
+        text = Path(file.path).read_bytes().decode(errors="replace")
+        if text == "refuse":
+            raise InvalidRequest("this is no adapter that can be served: it said so", field="body")
+        return AdapterInfo(name=file.name, digest=text, size_bytes=len(text))
 
 
 @dataclass
@@ -102,13 +122,14 @@ class FakeEngine:
     cancelled: list[GenerationRequest] = field(default_factory=list)
     waiting_for_model: int = 0
     held: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    adapters: FakeAdapters = field(default_factory=FakeAdapters)
     released: threading.Event = field(default_factory=threading.Event)
 
     @property
     def model(self) -> ModelInfo:
         if self.model_info is None:
             raise NotReady("the model is still being loaded", retry_after_s=5)
-        return self.model_info
+        return msgspec.structs.replace(self.model_info, adapters=self.adapters.served)
 
     async def start(self) -> None: ...
 
@@ -210,6 +231,7 @@ def _serving(engine: FakeEngine, edge: Edge | None, settings: Settings) -> Itera
     edge = dataclasses.replace(edge or Edge(), leniency=leniencies(settings))
     engine.charge = edge.door.charge
     jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics, edge.door.quotas)
+    engine.adapters.files = open_adapters(settings).files
     app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +16,7 @@ from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.generate import EMBEDDED_MODEL
 from model.info import PipelineInfo
 from model.layout import Numerics
+from model.lora import Adapter
 from model.pipeline import Pipeline, Pixels
 from model.preview import Previewer
 from model.sampling import Sample
@@ -22,6 +24,7 @@ from server.batcher import Lane
 from server.costs import Costs, CostTable
 from server.generation import GenerationRequest, ImageRequest
 from server.protocol import Done, Failed, Stepping, Stop, Submit, ToFront, ToWorker
+from server.worker.adapters import Adapters, Load
 from server.worker.loop import BESIDE, IN_TURN, Loop
 
 INFO = PipelineInfo(
@@ -45,6 +48,11 @@ LAUNCH_BOUND = CostTable(step_floor_s=1.0, row_s=1e-6)  # sharing costs nothing,
 ROW_BOUND = CostTable(row_s=1e-6)  # sharing saves nothing, so that nobody does
 
 
+def fake_adapter(path: Path, limit_bytes: int) -> Adapter:
+    """An adapter whose digest is the name of its file."""
+    return Adapter(path.name, {}, size_bytes=1)
+
+
 @dataclass
 class FakeSample:
     seed: int
@@ -61,6 +69,7 @@ class FakePipeline:
     conditioning: ConditioningCache = field(default_factory=lambda: ConditioningCache(0))
     gate: threading.Event = field(default_factory=threading.Event)
     shared: list[int] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     pause_s: float = 0.0
 
     def uses_negative(self, guidance_scale: float) -> bool:
@@ -74,6 +83,9 @@ class FakePipeline:
 
     def free(self) -> None:
         pass
+
+    def forget(self, adapter: Adapter) -> None:
+        self.forgotten.append(adapter.digest)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         self._fail("encode", [prompt.text for prompt in prompts])
@@ -161,6 +173,7 @@ def running(
         previewer=cast(Previewer, previewer or FakePreviewer()),
         send=send,
         costs=Costs.of(LAUNCH_BOUND),
+        adapters=Adapters(fake_adapter, limit_bytes=1 << 20),
         lanes=IN_TURN if in_turn else BESIDE,
     )
     world = World(pipeline, loop, sent, arrived)
@@ -230,6 +243,7 @@ def hear(
     sent: list[ToFront] | None = None,
     costs: CostTable = LAUNCH_BOUND,
     lanes: Sequence[Lane] = BESIDE,
+    load: Load = fake_adapter,
 ) -> list[ToFront]:
     """Run the loop in this thread on messages that are all there at the beginning, until all is answered."""
     sent = [] if sent is None else sent
@@ -247,6 +261,7 @@ def hear(
         previewer=cast(Previewer, FakePreviewer()),
         send=send,
         costs=Costs.of(costs),
+        adapters=Adapters(load, limit_bytes=1 << 20),
         lanes=lanes,
     )
     for message in messages:

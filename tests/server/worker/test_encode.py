@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server.generation import ImageFormat
+from server.generation import Adapter, ImageFormat
 from server.worker.encode import (
     EDITED_MEDIA,
     GENERATED_MEDIA,
@@ -168,3 +168,11 @@ def test_arrays_of_another_kind_are_refused_in_every_format(image_format: ImageF
 @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
 def test_quality_counts(image_format: ImageFormat) -> None:
     assert len(encoded(image_format, quality=10)) < len(encoded(image_format, quality=95))
+
+
+def test_adapters_are_written_by_their_files_and_not_by_their_names() -> None:
+    asked = (Adapter(name="secret", scale=0.5, digest="d1"), Adapter(name="b", scale=-1.0, digest="d2"))
+    with Image.open(io.BytesIO(encoded("png", replace(PROVENANCE, adapters=asked)))) as image:
+        assert image.text["adapters"] == "d1 0.5, d2 -1"
+    assert b"secret" not in encoded("webp", replace(PROVENANCE, adapters=asked))
+    assert b"adapters" not in encoded("webp")

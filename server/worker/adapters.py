@@ -1,0 +1,92 @@
+"""The adapters on this worker's device, by the digests of their files.
+
+They are loaded by the thread that reads messages, beside the steps: what is submitted after a load finds it.
+Over the bound a new one is refused and none is dropped for it, so that what is served stays served.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+import torch
+
+from model.checkpoint import CheckpointError
+from model.lora import Adapter, Scaled
+from server.errors import GenerationFailed
+from server.generation import Adapter as Asked
+from server.generation import AdapterInfo
+from server.protocol import (
+    AdapterFile,
+    AdapterLoaded,
+    AdapterRefused,
+    DropAdapter,
+    Failed,
+    LoadAdapter,
+    Submit,
+    ToFront,
+    ToWorker,
+)
+
+MAX_LOADED: Final = 100
+
+Load = Callable[[Path, int], Adapter]  # of a file within so many bytes; raises `CheckpointError`
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Adapters:
+    """At most `MAX_LOADED` adapters of together at most `limit_bytes`."""
+
+    load: Load
+    limit_bytes: int
+    _loaded: dict[str, Adapter] = field(default_factory=dict)
+    _dropped: deque[Adapter] = field(default_factory=deque)
+
+    def add(self, file: AdapterFile) -> AdapterInfo:
+        """Load a file; raises `CheckpointError`."""
+        path = Path(file.path)
+        if len(self._loaded) >= MAX_LOADED:
+            raise CheckpointError(f"{path}: {MAX_LOADED} adapters are loaded, which is the limit")
+        taken = sum(adapter.size_bytes for adapter in self._loaded.values())
+        adapter = self.load(path, self.limit_bytes - taken)
+        self._loaded[adapter.digest] = adapter
+        log.info("adapter_loaded", adapter=file.name, mib=adapter.size_bytes >> 20)
+        return AdapterInfo(name=file.name, digest=adapter.digest, size_bytes=adapter.size_bytes)
+
+    def answer(self, message: ToWorker) -> ToFront | None:
+        """Do what a message says of adapters, and return what there is to say to it at once."""
+        match message:
+            case LoadAdapter(file=file):
+                return self._try_to_add(file)
+            case DropAdapter(digest=digest) if digest in self._loaded:
+                self._dropped.append(self._loaded.pop(digest))
+            case Submit(image=image) if missing := self._missing(image.adapters):
+                reason = f"the adapter {missing.name!r} was removed or replaced meanwhile"
+                return Failed(id=image.id, code=GenerationFailed.code, message=reason)
+        return None
+
+    def find(self, asked: Sequence[Asked]) -> tuple[Scaled, ...]:
+        """Return what a picture asks for; `answer` has looked whether it is there."""
+        return tuple(Scaled(self._loaded[each.digest], each.scale) for each in asked)
+
+    def take_dropped(self) -> Iterator[Adapter]:
+        """Yield each adapter once that was dropped, for whoever keeps something of it."""
+        while self._dropped:
+            yield self._dropped.popleft()
+
+    def _try_to_add(self, file: AdapterFile) -> AdapterLoaded | AdapterRefused:
+        try:
+            return AdapterLoaded(adapter=self.add(file))
+        except CheckpointError as error:
+            reason = str(error).removeprefix(f"{file.path}: ")
+        except torch.OutOfMemoryError:
+            reason = "the device has too little memory for it"
+        log.warning("adapter_refused", adapter=file.name, reason=reason)
+        return AdapterRefused(name=file.name, reason=reason)
+
+    def _missing(self, asked: Sequence[Asked]) -> Asked | None:
+        return next((each for each in asked if each.digest not in self._loaded), None)
