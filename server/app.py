@@ -68,7 +68,9 @@ EXPOSED_HEADERS: Final = (
     "X-Seed",
     "X-Steps",
     "X-Should-Retry",
+    "X-Fal-Error-Type",
     "X-Fal-Request-Id",
+    "X-Fal-Request-Timeout-Type",
 )
 
 
@@ -137,14 +139,14 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
     files = PictureFiles(folder / "files", lifetime_s=settings.jobs_ttl_s)
     limit_bytes = settings.jobs_disk_mb << 20
     outputs = Outputs(files, settings.output, settings.public_url)
+    signatures = Signatures.of(store)
     payloads = {
-        REPLICATE: replicate_payload(outputs),
+        REPLICATE: replicate_payload(outputs, signatures),
         FAL: fal_payload(outputs),
         BFL: bfl_payload(outputs),
         COG: cog_payload(outputs),
     }
     addresses = Addresses(networks(settings.webhook_allow_networks))
-    signatures = Signatures.of(store)
     jobs = Jobs(
         engine,
         store,

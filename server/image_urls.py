@@ -31,7 +31,7 @@ class ImageUrls:
 
     def __init__(self, addresses: Addresses | None, *, limit_bytes: int) -> None:
         self._addresses = addresses
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def fetch(self, url: str, *, field: str) -> bytes:
@@ -71,10 +71,8 @@ class ImageUrls:
         data = bytearray()
         async for chunk in answer.aiter_stream():
             data += chunk
-            if len(data) > self._limit_bytes:
-                message = (
-                    f"{field} at {shown} is longer than {self._limit_bytes} bytes; allowed: at most that"
-                )
+            if len(data) > self.limit_bytes:
+                message = f"{field} at {shown} is longer than {self.limit_bytes} bytes; allowed: at most that"
                 raise InvalidRequest(message, field=field)
         return bytes(data)
 

@@ -16,6 +16,7 @@ import structlog
 
 from server.engine import Engine
 from server.errors import Cancelled, NotFound, NotReady, Overloaded, ServerError, StorageUnavailable
+from server.events import Listener, ignore_all
 from server.expiry import Expiry
 from server.generation import GenerationResult
 from server.job import Job, JobError, JobKey, JobState, StoredImage
@@ -36,8 +37,9 @@ log = structlog.get_logger(__name__)
 class _Live:
     """A job that is not finished. `job` is as it is stored; `changed` is set and replaced when it moves."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, listen: Listener = ignore_all) -> None:
         self.job = job
+        self.listen = listen
         self.changed = asyncio.Event()
         self.admitted = asyncio.Event()
         self.stored = asyncio.Event()
@@ -119,10 +121,16 @@ class Jobs:
         await self.webhooks.stop()
         self._store.close()
 
-    async def submit(self, job: Job, counted: AbstractContextManager[None] | None = None) -> Job:
+    async def submit(
+        self,
+        job: Job,
+        counted: AbstractContextManager[None] | None = None,
+        listen: Listener = ignore_all,
+    ) -> Job:
         """Admit and store a job; it is accepted when this returns. One whose key is known is not run again.
 
-        `counted` lasts as long as the job is unfinished: it counts against what its owner may have under way.
+        `listen` hears of its pictures while this process makes them. `counted` lasts as long as the job is
+        unfinished: it counts against what its owner may have under way.
         Raises what that raises when it is entered, `Overloaded`, `NotReady` or `StorageUnavailable`: then
         nothing is kept. While the model is being loaded there is no backlog yet, and jobs are taken in up to
         the bound on unfinished ones.
@@ -133,7 +141,7 @@ class Jobs:
                 message = f"{len(self._live)} jobs are unfinished, the limit is {self._max_unfinished}"
                 raise Overloaded(message, retry_after_s=self.again_s)
             request = msgspec.structs.replace(job.request, id=job.key.id)
-            live = _Live(msgspec.structs.replace(job, request=request, created_s=self._clock()))
+            live = _Live(msgspec.structs.replace(job, request=request, created_s=self._clock()), listen)
             live.counted.enter_context(counted or nullcontext())
             self._live[job.key] = live
             live.accepting = asyncio.create_task(self._accept(live))
@@ -286,7 +294,7 @@ class Jobs:
         def began() -> None:
             live.beginning = live.beginning or asyncio.create_task(self._begin(live))
 
-        watch = Watch(admitted=live.admitted.set, began=began)
+        watch = Watch(admitted=live.admitted.set, began=began, listen=live.listen)
         while True:
             try:
                 if not self._model_is_known():

@@ -21,7 +21,7 @@ from server.keys import KeysFile
 from server.quotas import Quotas
 
 # Every other route asks for a key. Probes come from machines without one, and pages are read before one is
-# typed in; files have names that nobody guesses, and are fetched by clients that send no key.
+# typed in; files and streams have names that nobody guesses, and are fetched by clients that send no key.
 OPEN_ROUTES: Final = frozenset(
     {
         "/",
@@ -32,6 +32,7 @@ OPEN_ROUTES: Final = frozenset(
         "/docs",
         "/openapi.json",
         "/files/{name}",
+        "/v1/files/stream/{name}",
         "/.well-known/jwks.json",
     }
 )

@@ -5,7 +5,6 @@ send 28 steps. Their webhook's body is not published in full: ours says what `ge
 """
 
 import math
-import re
 import uuid
 from typing import Annotated, Any, Final, Literal
 
@@ -48,7 +47,7 @@ DIALECT: Final = "bfl"
 MODELS: Final = ("flux-schnell", "flux-dev", "flux-pro", "flux-pro-1.1")
 DEFAULT_SIZE: Final = (1024, 768)
 MEGAPIXEL: Final = 1024 * 1024
-RATIO: Final = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
+RATIO: Final = r"^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}$"
 RATIO_RULE: Final = "two whole numbers such as 16:9; counts where width and height are not given"
 SIDE_RULE: Final = (
     f"pixels from 1 to 14142; what is beyond {MAX_SIDE} is made smaller in proportion, then sides are "
@@ -69,7 +68,7 @@ class FluxBody(RequestBody):
     ]
     width: AnySide = None
     height: AnySide = None
-    aspect_ratio: Annotated[str | None, Field(pattern=RATIO.pattern, description=RATIO_RULE)] = None
+    aspect_ratio: Annotated[str | None, Field(pattern=RATIO, description=RATIO_RULE)] = None
     steps: Annotated[
         int | None, Field(ge=1, le=1000, description="a whole number of steps from 1 to the model's limit")
     ] = None

@@ -10,6 +10,7 @@ from fastapi import Request
 
 from server.engine import Engine
 from server.errors import NotReady
+from server.events import Listener, ignore_all
 from server.generation import GenerationRequest, GenerationResult
 from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
@@ -62,14 +63,14 @@ async def generate(
     return result
 
 
-async def submit_job(jobs: Jobs, http: Request, job: Job) -> Job:
+async def submit_job(jobs: Jobs, http: Request, job: Job, listen: Listener = ignore_all) -> Job:
     """Accept a job in the caller's name; raises what `Jobs.submit` raises, or what a key may not."""
     exchange = exchange_of(http)
     caller = exchange.caller
     assert caller is not None, "routes that make pictures are guarded"
     signed = msgspec.structs.replace(job, request=caller.sign(job.request))
     try:
-        accepted = await jobs.submit(signed, caller.entering())
+        accepted = await jobs.submit(signed, caller.entering(), listen)
     finally:
         exchange.headers |= limit_headers(caller.standings())
     exchange.note["job"] = accepted.key.id

@@ -26,8 +26,11 @@ from server.errors import (
     GenerationFailed,
     InvalidRequest,
     MalformedBody,
+    MethodNotAllowed,
     NotAcceptable,
+    NotFound,
     NotReady,
+    RequestTooLarge,
     ServerError,
     UnsupportedMediaType,
 )
@@ -60,7 +63,7 @@ from server.webhooks import Payload
 
 DIALECT: Final = "cog"
 COG_VERSION: Final = "0.23.1"  # whose answers these are
-PREDICTION_ID: Final = re.compile(r"[^\x00-\x1f\x7f/]{1,128}")
+PREDICTION_ID: Final = re.compile(r"^[^\x00-\x1f\x7f/]{1,128}$")
 ASYNC: Final = "respond-async"
 ID_RULE: Final = "text of 1 to 128 characters, without slashes and control characters"
 STATUSES: Final = {
@@ -309,7 +312,7 @@ def render_error(request: Request, error: ServerError) -> Response:
         case MalformedBody() | UnsupportedMediaType():
             body = message.encode()
             return error_response(request, error, body, statuses=STATUSES, media_type="text/plain")
-        case NotAcceptable():
+        case NotAcceptable() | NotFound() | MethodNotAllowed() | RequestTooLarge():
             content: object = {"error": message}
         case InvalidRequest():
             content = {"detail": [_detail(error, message)]}

@@ -1,11 +1,12 @@
 """fal's API: an app run at once at `/fal/run`, the queue at `/fal/queue`, and both through `/api/fal/proxy`.
 
 A run keeps nothing, so its pictures are `data:` addresses; where the server's setting wants URLs, it is a job
-that is waited for. `/stream` of an app is the same with the output as its one event.
+that is waited for. `/stream` of an app is the same with previews on the way.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.engine import Engine
 from server.errors import DeadlineExceeded, MalformedHeader
-from server.generation import GenerationResult
+from server.generation import GenerationRequest, GenerationResult
 from server.http.body import json_schema, read_json, shown
 from server.http.calls import finished_job, generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
@@ -37,12 +38,14 @@ from server.http.fal_app import (
     to_request,
 )
 from server.http.fal_queue import Queue, queue_routers
+from server.http.fal_stream import PREVIEWS, FalScript
 from server.http.leniency import Leniency
 from server.http.outputs import Outputs
-from server.http.pictures import Picture, pictures_event_response, pictures_response
+from server.http.pictures import Picture, pictures_response
 from server.http.sources import Sources
+from server.http.story import event_response
 from server.jobs import Jobs
-from server.roster import Watch
+from server.roster import UNWATCHED, Watch
 from server.signatures import Signatures
 
 TARGET: Final = "x-fal-target-url"
@@ -57,7 +60,10 @@ RUN: Final[dict[str, Any]] = {
 }
 STREAM: Final[dict[str, Any]] = {
     "responses": described(
-        *ERRORS, ok={"text/event-stream": {}}, ok_text="The output as an event", statuses=STATUSES
+        *ERRORS,
+        ok={"text/event-stream": {}},
+        ok_text="Previews, then the output",
+        statuses=STATUSES,
     ),
     "openapi_extra": BODY,
 }
@@ -101,45 +107,60 @@ def _run_router(
         tags=["fal"],
     )
 
-    @router.post("/{owner}/{alias}/{variant}/stream", summary="Make pictures, told in an event", **STREAM)
+    @router.post("/{owner}/{alias}/{variant}/stream", summary="Make pictures, told in events", **STREAM)
     async def stream(http: Request, owner: str, alias: str, variant: str) -> Response:
-        return pictures_event_response(await made(http, f"{owner}/{alias}/{variant}"))
+        return await streamed(http, f"{owner}/{alias}/{variant}")
 
     @router.post("/{owner}/{alias}/{variant}/image-to-image", include_in_schema=False)
     async def run_long(http: Request, owner: str, alias: str, variant: str) -> Response:
-        return pictures_response(await made(http, f"{owner}/{alias}/{variant}/image-to-image"))
+        return await ran(http, f"{owner}/{alias}/{variant}/image-to-image")
 
     @router.post("/{owner}/{alias}/stream", include_in_schema=False)
     async def stream_short(http: Request, owner: str, alias: str) -> Response:
-        return pictures_event_response(await made(http, f"{owner}/{alias}"))
+        return await streamed(http, f"{owner}/{alias}")
 
     @router.post("/{owner}/{alias}/{variant}", summary="Make pictures", **RUN)
     async def run(http: Request, owner: str, alias: str, variant: str) -> Response:
-        return pictures_response(await made(http, f"{owner}/{alias}/{variant}"))
+        return await ran(http, f"{owner}/{alias}/{variant}")
 
     @router.post("/{owner}/{alias}", include_in_schema=False)
     async def run_short(http: Request, owner: str, alias: str) -> Response:
-        return pictures_response(await made(http, f"{owner}/{alias}"))
+        return await ran(http, f"{owner}/{alias}")
 
-    async def made(http: Request, app: str) -> dict[str, Any]:
-        """Return the output of a request that is waited for, and that ends when its client leaves."""
-        sent = await read_json(http, Input)
-        model, base_url = engine.model, outputs.base_url(http)
-        if outputs.by_url(base_url) and not sent.sync_mode:
-            job = await queue.submit(http, app, sent)
-            return await queue.output(await finished_job(jobs, http, job), base_url)
-        check_app(app, model, leniency, http)
-        request = to_request(
-            sent, model, leniency, id=exchange_of(http).request_id, priority=priority_of(http)
+    async def ran(http: Request, app: str) -> Response:
+        sent, request = await asked(http, app)
+        return pictures_response(await made(http, app, sent, request, UNWATCHED))
+
+    async def streamed(http: Request, app: str) -> Response:
+        sent, request = await asked(http, app, previews=PREVIEWS)
+        return await event_response(
+            http, FalScript(request), lambda watch: made(http, app, sent, request, watch)
         )
-        timeout_s = start_timeout_s(http)
+
+    async def asked(http: Request, app: str, *, previews: int = 0) -> tuple[Input, GenerationRequest]:
+        sent = await read_json(http, Input)
+        check_app(app, engine.model, leniency, http)
+        request_id, priority = exchange_of(http).request_id, priority_of(http)
+        request = to_request(
+            sent, engine.model, leniency, id=request_id, priority=priority, previews=previews
+        )
         if start := start_of(sent):
             request = await sources.begin(http, request, start)
+        return sent, request
+
+    async def made(
+        http: Request, app: str, sent: Input, request: GenerationRequest, watch: Watch
+    ) -> dict[str, Any]:
+        """Return the output of a request that is waited for, and that ends when its client leaves."""
+        base_url = outputs.base_url(http)
+        if outputs.by_url(base_url) and not sent.sync_mode:
+            job = await queue.submit(http, app, sent, request, listen=watch.listen)
+            return await queue.output(await finished_job(jobs, http, job), base_url)
 
         async def make(watch: Watch) -> GenerationResult:
             return await generate(engine, http, request, seeded=sent.seed is not None, watch=watch)
 
-        result = await begun_within(timeout_s, make)
+        result = await begun_within(start_timeout_s(http), make, watch)
         pictures = [Picture(each.data, prefix=f"data:{each.content_type};base64,") for each in result.images]
         return output_of(request, result.images, pictures, result.timings)
 
@@ -147,7 +168,7 @@ def _run_router(
 
 
 async def begun_within(
-    timeout_s: float | None, make: Callable[[Watch], Awaitable[GenerationResult]]
+    timeout_s: float | None, make: Callable[[Watch], Awaitable[GenerationResult]], watch: Watch
 ) -> GenerationResult:
     """Return what `make` makes; raises `DeadlineExceeded` if a worker has not begun with it in time."""
 
@@ -157,7 +178,7 @@ async def begun_within(
 
     try:
         async with asyncio.timeout(timeout_s) as limit:
-            return await make(Watch(began=began))
+            return await make(replace(watch, began=began))
     except TimeoutError:
         message = f"the request did not begin within the {timeout_s:g} s that were asked for"
         raise DeadlineExceeded(message) from None

@@ -180,7 +180,13 @@ EXAMPLE: Final[dict[str, Any]] = {
 
 
 def to_request(
-    sent: Input, model: ModelInfo | None, leniency: Leniency, *, id: str, priority: Priority | None
+    sent: Input,
+    model: ModelInfo | None,
+    leniency: Leniency,
+    *,
+    id: str,
+    priority: Priority | None,
+    previews: int = 0,
 ) -> GenerationRequest:
     """Fill in the model's defaults; raises `InvalidRequest`."""
     width, height = nearest_size(sent.image_size.width, sent.image_size.height)
@@ -199,6 +205,7 @@ def to_request(
         max_sequence_length=fit.sequence_length,
         image_format=sent.output_format or "jpeg",
         priority=priority,
+        previews=previews,
     )
 
 

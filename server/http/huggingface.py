@@ -34,7 +34,7 @@ from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
 from server.http.exchange import exchange_of
-from server.http.input_pictures import BASE64_RULE, InputPicture
+from server.http.input_pictures import BASE64_RULE, TYPES, InputPicture
 from server.http.leniency import Leniency
 from server.http.native import ANY_IMAGE, IMAGE_TYPES
 from server.http.pictures import picture_response
@@ -194,7 +194,10 @@ async def read_inputs(http: Request) -> InputsBody:
     """Return the body; a client that has nothing to say of its picture sends the file itself."""
     if check_media_type(http, JSON, *RAW_TYPES) == JSON:
         return await read_json(http, InputsBody)
-    return InputsBody(inputs="").model_copy(update={"picture": InputPicture(await read_body(http))})
+    data = await read_body(http)
+    if not data.startswith(tuple(TYPES)):  # then a type that says nothing was no good one
+        check_media_type(http, JSON, *IMAGE_TYPES)
+    return InputsBody(inputs="").model_copy(update={"picture": InputPicture(data)})
 
 
 def start_of(body: InputsBody) -> Start | None:

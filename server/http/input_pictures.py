@@ -19,6 +19,11 @@ EXAMPLE_PICTURE: Final = (  # one red pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4"
     "Y2wMAAMBATPEwnsTAAAAAElFTkSuQmCC"
 )
+TYPES: Final = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"RIFF": "image/webp",
+}  # by their heads
 SHORT_CHARS: Final = 2048  # as long as a URL may be
 
 

@@ -43,7 +43,7 @@ from server.http.native_answer import EVENTS_EXAMPLE, EVENTS_TEXT, NativeScript,
 from server.http.pictures import picture_response, pictures_response
 from server.http.seeds import given_or_drawn
 from server.http.sizes import Side
-from server.http.sources import REPAINT, STRENGTH_RULE, Sources, Start, check_alone
+from server.http.sources import REPAINT, STRENGTH_RULE, Sources, Start
 from server.http.story import event_response
 from server.idempotency import Answers
 from server.reuse import picture_key
@@ -306,7 +306,9 @@ def start_of(body: GenerateBody) -> Start | None:
     borders = None if body.outpaint is None else Borders(**body.outpaint.model_dump())
     if body.image is None:
         for name in ("mask_image", "strength", "outpaint", "preserve"):
-            check_alone(name, getattr(body, name))
+            if getattr(body, name) is not None:
+                message = f"{name} is given without image; allowed: only with image"
+                raise InvalidRequest(message, field=name)
         return None
     for name, side in (("width", body.width), ("height", body.height)):
         if borders is not None and side is not None:

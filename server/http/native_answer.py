@@ -1,5 +1,6 @@
 """What the native API answers: JSON with the pictures, and the events before it where a stream is wanted."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -78,9 +79,9 @@ class NativeScript:
             case Image():
                 return None
 
-    def end(self, result: GenerationResult) -> Words:
+    def end(self, made: GenerationResult, told: Collection[int]) -> list[Words]:
         """The answer is what it is without a stream."""
-        return "done", answer_of(result)
+        return [("done", answer_of(made))]
 
     def fail(self, error: ServerError) -> Words:
         """The body of an error is what it is without a stream."""

@@ -7,6 +7,7 @@ otherwise.
 
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -317,8 +318,10 @@ class OpenAIScript:
             case _:
                 return None
 
-    def end(self, result: GenerationResult) -> None:
+    def end(self, made: GenerationResult, told: Collection[int]) -> list[Words]:
         """The last picture was the end."""
+        untold = [(number, image) for number, image in enumerate(made.images) if number not in told]
+        return [self._picture("completed", number, image.data) for number, image in untold]
 
     def fail(self, error: ServerError) -> Words:
         """Clients raise on anything with an `error`."""
@@ -341,7 +344,11 @@ class OpenAIScript:
 
 
 def render_error(request: Request, error: ServerError) -> Response:
-    """Answer a failure as this API does: a wrong value is a bad request there."""
+    """Answer a failure as this API does: a wrong value is a bad request, no model has a code of its own."""
+    if isinstance(error, NotFound) and error.field == "model":
+        content = errors.error_object(error, exchange_of(request).request_id, errors.error_kind(404))
+        body = msgspec.json.encode({"error": content | {"code": "model_not_found"}})
+        return errors.error_response(request, error, body, statuses=STATUSES)
     return errors.render_error(request, error, statuses=STATUSES)
 
 

@@ -20,11 +20,11 @@ from server.http.description import BODY_ERRORS, described
 from server.http.errors import Render, route_class
 from server.http.exchange import exchange_of, key_of
 from server.http.form import FORM, read_form
+from server.http.input_pictures import TYPES
 from server.http.outputs import Outputs
 from server.uploads import Upload, Uploads
 
 PREFIXES: Final = ("/v1", "/replicate/v1", "/v1/v1")  # of Replicate's API
-TYPES: Final = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 UPLOADED: Final = described(*BODY_ERRORS, "storage_unavailable")
 UPLOADED[201] = {**UPLOADED.pop(200), "description": "The file"}
 UPLOAD: Final[dict[str, Any]] = {

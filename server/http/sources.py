@@ -5,9 +5,10 @@ request, in our own files, at a URL) and decoded in another process, and the req
 came of it. Messages name fields and never carry a picture.
 """
 
+import asyncio
 import re
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from fastapi import Request
@@ -77,12 +78,13 @@ class Sources:
 
         Raises `Overloaded` or `NotReady` where it cannot be decoded now. The pictures are let go.
         """
-        names = start.names
+        names, mask = start.names, None
+        image = await self._sent(http, start.image, names.image, bare=start.bare)
+        if start.mask is not None:
+            mask = await self._sent(http, start.mask, names.mask, bare=start.bare)
         asked = Decode(
-            image=await self._sent(http, start.image, names.image, bare=start.bare),
-            mask=None
-            if start.mask is None
-            else await self._sent(http, start.mask, names.mask, bare=start.bare),
+            image=image,
+            mask=mask,
             painted=start.painted,
             clear_is_mask=start.clear_is_mask,
             width=start.width,
@@ -97,7 +99,7 @@ class Sources:
             name = names.image if answer.about == "image" else names.mask
             raise InvalidRequest(f"{name} is {answer.found}; allowed: {answer.allowed}", field=name)
         for picture in filter(None, (start.image, start.mask)):
-            picture.let_go()
+            await asyncio.to_thread(picture.let_go)  # the digest of 30 MB takes as many milliseconds
         exchange_of(http).give_room()
         default = DEFAULT_STRENGTH if answer.mask is None else start.mask_strength
         source = Source(
@@ -114,17 +116,13 @@ class Sources:
         if isinstance(content, bytes):
             return Sent(data=memoryview(content), base64=False)
         if content.startswith(WEB):
+            await exchange_of(http).take_room(self.urls.limit_bytes)
             found = await self.own.find(http, content, field=name)
-            return Sent(data=memoryview(found or await self.urls.fetch(content, field=name)), base64=False)
+            if found is None:
+                found = await self.urls.fetch(content, field=name)
+            return Sent(data=memoryview(found), base64=False)
         head = DATA_URI.match(content[:200])
         if (head is None and (not bare or content.startswith("data:"))) or not content.isascii():
             rule = BASE64_RULE if bare else PICTURE_RULE
             raise InvalidRequest(f"{name} is {shown(content)}; allowed: {rule}", field=name)
         return Sent(data=memoryview(content.encode())[head.end() if head else 0 :], base64=True)
-
-
-def check_alone(name: str, value: object, *, beside: Literal["image", "image_url"] = "image") -> None:
-    """Raise `InvalidRequest` for a field that says something of a picture that is not there."""
-    if value is not None:
-        message = f"{name} is given without {beside}; allowed: only with {beside}"
-        raise InvalidRequest(message, field=name)

@@ -109,13 +109,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def run_node(script: str, *arguments: str) -> str:
+def run_node(script: str, *arguments: str, **environment: str) -> str:
     """Run a script of `tests/e2e/node` and return what it printed; skip where it cannot run."""
     folder = ROOT / "tests" / "e2e" / "node"
     if shutil.which("node") is None or not (folder / "node_modules").is_dir():
         pytest.skip("the clients for Node are not installed: `make clients` does it where npm is")
     ended = subprocess.run(
-        ["node", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        ["node", script, *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -99,7 +99,7 @@ def main(webhook_url: str) -> None:
         "early": shape(early.get()),
         "run": shape(fal_client.run(APP, SMALL | {"num_images": 2, "output_format": "png"})),
         "sync_mode": shape(fal_client.run("fal-ai/flux-1/schnell", SMALL | {"sync_mode": True})),
-        "stream": [shape(event) for event in fal_client.stream(APP, SMALL)],
+        "stream": [shape(event) for event in fal_client.stream(APP, SMALL | {"num_inference_steps": 12})],
         "async": asyncio.run(asynchronous()),
         "queued": queued(),
         "cancelled": cancelled(),

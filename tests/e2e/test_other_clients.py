@@ -32,8 +32,10 @@ def test_openai_node(server: Server) -> None:
     assert found["model"] == {"value": "black-forest-labs/FLUX.1-schnell"}
     assert found["edited"] == {"value": [[256, 272]] * 2}
     assert found["masked"] == {"value": [[256, 272]]}
-    assert found["streamed"] == {"value": "image_edit.completed"}
+    assert found["editStreamed"] == {"value": "image_edit.completed"}
     assert "image is a file of another kind" in found["noPicture"]["message"]
+    assert found["streamed"] == {"value": {"last": "image_generation.completed", "kinds": ["png"]}}
+    assert (found["unknown"]["error"], found["unknown"]["status"]) == ("NotFoundError", 404)
     assert (found["bad"]["error"], found["bad"]["status"]) == ("BadRequestError", 400)
     assert found["left"]["error"] == "APIUserAbortError"
 
@@ -55,6 +57,7 @@ def test_an_old_openai(server: Server) -> None:
         "several": [True, True],
         "address": "data:image/png;base64",
         "models": ["flux-schnell", "black-forest-labs/FLUX.1-schnell"],
+        "streamed": "image_generation.completed",
         "param": "size",
         "left": "APITimeoutError",
     }

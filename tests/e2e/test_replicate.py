@@ -65,6 +65,14 @@ def test_a_file_is_uploaded_and_started_from(client: replicate.Client) -> None:
         client.files.get(file.id)
 
 
+def test_stream_gives_the_log_and_files(client: replicate.Client) -> None:
+    logs, output, done = client.stream(MODEL, input=SMALL | {"seed": 5})
+    assert (logs.event.value, str(done.event.value)) == ("logs", "done")
+    assert picture(output.data.read()).format == "WEBP"  # type: ignore[attr-defined]
+    with pytest.raises(ReplicateError, match="num_outputs"):
+        list(client.stream(MODEL, input=SMALL | {"num_outputs": 9}))
+
+
 @pytest.mark.parametrize(
     "ref", [f"{MODEL}:c846a69991daf4c0e5d016514849d14ee5b2e6846ce6b9d6f21369e564cfe51e", "someone/a-model"]
 )
@@ -245,17 +253,21 @@ def test_accepted_predictions_survive_a_front_end_that_is_killed(tmp_path: Path)
             late = [
                 client.predictions.create(version=MODEL, input=SMALL | {"num_outputs": 2}) for _ in range(3)
             ]
-            (worker,) = psutil.Process(server.process.pid).children()
+            sent = io.BytesIO(file_of(gradient(256, 272)))
+            edit = client.predictions.create(version=MODEL, input=SMALL | {"image": sent})
+            children = psutil.Process(server.process.pid).children()
             server.process.kill()
             server.process.wait()
-            psutil.wait_procs([worker], timeout=5)
-            assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "it dies with it"
+            _, alive = psutil.wait_procs(children, timeout=5)
+            assert all(each.status() == psutil.STATUS_ZOMBIE for each in alive), "they die with it"
         with running_server(tmp_path, *arguments) as server, client_of(server) as client:
-            for each in (early, done, *late):
+            for each in (early, done, *late, edit):
                 found = client.predictions.get(each.id)
                 found.wait()
                 assert found.status == "succeeded"
                 assert all(httpx.get(output).status_code == 200 for output in found.output)
+            edited = picture(httpx.get(found.output[0]).content)
+            assert edited.size == (256, 272), "the last one started from its picture"
             ids = {headers["webhook-id"] for headers, _ in receiver.wait(2)}
             assert len(ids) == 1
 

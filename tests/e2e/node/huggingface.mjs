@@ -1,6 +1,6 @@
 // @huggingface/inference: node huggingface.mjs URL; prints what happened as JSON.
 import { InferenceClient } from "@huggingface/inference";
-import { attempt, kindOf, picture, sizeOf } from "./outcomes.mjs";
+import { attempt, kindOf, picture as sent, sizeOf } from "./outcomes.mjs";
 
 const client = new InferenceClient("hf_unused", { endpointUrl: `${process.argv[2]}/hf` });
 const small = { width: 256, height: 256, num_inference_steps: 1, seed: 5 };
@@ -11,7 +11,7 @@ const picture = async (request, options) => {
 };
 
 const edited = async parameters => {
-  const inputs = new Blob([picture], { type: "image/png" });
+  const inputs = new Blob([sent], { type: "image/png" });
   return sizeOf(await (await client.imageToImage({ inputs, parameters })).arrayBuffer());
 };
 

@@ -31,6 +31,13 @@ await replicate.run(
 );
 assert.equal(states.at(-1), "succeeded");
 
+// stream: the log, files, the end
+const events = [];
+for await (const event of replicate.stream(MODEL, { input: { ...SMALL, num_outputs: 2 } })) events.push(event);
+assert.deepEqual(events.map(({ event }) => event), ["logs", "output", "output", "done"]);
+const streamed = Buffer.from(await (await events[1].data.blob()).arrayBuffer());
+assert.equal(streamed.subarray(8, 12).toString(), "WEBP");
+
 // a wait that runs out, then cancel
 const started = await replicate.predictions.create({ version: MODEL, input: LONG, wait: 1 });
 assert.equal(started.status, "starting");

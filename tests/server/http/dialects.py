@@ -127,13 +127,13 @@ def automatic1111_complaint(answer: httpx.Response) -> str:
 
 
 def cog_complaint(answer: httpx.Response) -> str:
-    """Text, a list of what is wrong, or a prediction that failed."""
+    """Text, a list of what is wrong, a prediction that failed, or what it is that is not done here."""
     if answer.headers["content-type"].startswith("text/plain"):
         return answer.text
     content = answer.json()
     if "detail" in content:
         return str(content["detail"][0]["msg"])
-    assert content["status"] == "failed"
+    assert content.get("status", "failed") == "failed"
     return str(content["error"])
 
 

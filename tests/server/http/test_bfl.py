@@ -73,6 +73,8 @@ def test_sizes_are_sides_or_one_megapixel_of_a_ratio(sent: dict[str, Any], made:
         ({"prompt": 5}, "prompt"),
         ({"width": 0}, "width"),
         ({"aspect_ratio": "wide"}, "aspect_ratio"),
+        ({"aspect_ratio": "\x153:1", "width": None}, "aspect_ratio"),
+        ({"aspect_ratio": "1:1:1"}, "aspect_ratio"),
         ({"output_format": "webp"}, "output_format"),
         ({"image_prompt": "aGk="}, "image_prompt"),
         ({"webhook_url": "ftp://a"}, "webhook_url"),

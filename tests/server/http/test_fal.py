@@ -23,7 +23,7 @@ from server.job import Job, JobError, JobKey, JobState
 from server.job_store import Delivery
 from server.picture_files import PictureFiles
 from tests.server.decoder.pictures import file_of, gradient
-from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+from tests.server.http.fake_engine import PREVIEW, FakeEngine, serving, wait_until
 
 APP = "fal-ai/flux/schnell"
 RUN = f"/fal/run/{APP}"
@@ -174,12 +174,39 @@ def test_priority_is_the_one_of_the_header(client: httpx.Client, engine: FakeEng
     assert engine.last().priority is Priority.LOW
 
 
-def test_a_stream_has_the_output_as_its_one_event(client: httpx.Client) -> None:
-    answer = client.post(f"{RUN}/stream", json=SMALL)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.text.startswith("data: ")
-    assert answer.text.endswith("\n\n")
-    assert json.loads(answer.text[6:]) == client.post(RUN, json=SMALL).json()
+def streamed(client: httpx.Client, **sent: Any) -> list[dict[str, Any]]:
+    """The events of a stream, which have no names."""
+    answer = client.post(f"{RUN}/stream", json=SMALL | sent)
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (
+        200,
+        "text/event-stream",
+    )
+    return [json.loads(event.removeprefix("data: ")) for event in answer.text.strip().split("\n\n")]
+
+
+@pytest.mark.parametrize("output", ["data", "url"])
+def test_a_stream_shows_previews_and_at_last_the_output(output: str) -> None:
+    with serving(FakeEngine(), output=output) as url, httpx.Client(base_url=url, timeout=20) as client:
+        *shown, last = streamed(client, num_images=2)
+        assert [len(event["images"]) for event in shown] == [1, 1, 1, 2, 2, 2]
+        for event in shown:
+            assert (event["seed"], event["has_nsfw_concepts"]) == (5, [False] * len(event["images"]))
+            newest = event["images"][-1]
+            assert (newest["width"], newest["height"], newest["content_type"]) == (128, 136, "image/jpeg")
+            assert base64.b64decode(newest["url"].partition(",")[2]) == PREVIEW
+        ran = client.post(RUN, json=SMALL | {"num_images": 2}).json()
+        assert len(last["images"]) == 2
+        begin = f"{url}/files/" if output == "url" else "data:image/jpeg;base64,"
+        assert all(each["url"].startswith(begin) for each in last["images"])
+        assert (last == ran) == (output == "data")
+        assert streamed(client, num_inference_steps=1)[-1]["seed"] == 5
+
+
+def test_a_stream_that_fails_keeps_its_status_or_ends_with_the_failure(client: httpx.Client) -> None:
+    refused = client.post(f"{RUN}/stream", json=SMALL | {"prompt": "overloaded"})
+    assert (refused.status_code, refused.json()["error_type"]) == (429, "overloaded")
+    (failed,) = streamed(client, prompt="then generation_failed")
+    assert failed == {"detail": "the picture holds NaN", "error_type": "runner_server_error"}
 
 
 def test_a_queued_request_is_known_by_both_forms_of_its_address(client: httpx.Client) -> None:

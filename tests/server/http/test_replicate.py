@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,65 @@ def test_pages_follow_each_other_to_the_oldest(crowded: httpx.Client) -> None:
     assert (len(first["results"]), len(second["results"]), second["next"]) == (100, 3, None)
     assert len({each["id"] for each in first["results"] + second["results"]}) == 103
     assert crowded.get("/v1/predictions?source=web").json()["results"] == []
+
+
+def streamed(client: httpx.Client, address: str) -> list[tuple[str, str]]:
+    """The names and the data of all events, which have ids that count."""
+    answer = client.get(address, headers={"Accept": "text/event-stream"})
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (
+        200,
+        "text/event-stream",
+    )
+    events = []
+    for number, text in enumerate(answer.text.strip().split("\n\n"), start=1):
+        lines = [line.partition(": ") for line in text.splitlines()]
+        assert [value for name, _, value in lines if name == "id"] == [str(number)]
+        (event,) = (value for name, _, value in lines if name == "event")
+        events.append((event, "\n".join(value for name, _, value in lines if name == "data")))
+    return events
+
+
+def test_a_prediction_can_be_listened_to(client: httpx.Client) -> None:
+    made = create(client, input={"num_outputs": 2, "seed": 7}).json()
+    logs, *outputs, done = streamed(client, made["urls"]["stream"])
+    assert logs[0] == "logs"
+    assert logs[1].startswith("Using seed: 7")
+    assert outputs == [("output", each) for each in made["output"]]
+    assert done == ("done", "{}")
+    failed = create(client, "generation_failed").json()
+    assert streamed(client, failed["urls"]["stream"]) == [
+        ("error", '{"detail":"the picture holds NaN"}'),
+        ("done", '{"reason":"error"}'),
+    ]
+    waiting = create(client, "wait", headers={}).json()
+    with ThreadPoolExecutor(1) as thread:
+        heard = thread.submit(streamed, client, waiting["urls"]["stream"])
+        client.post(waiting["urls"]["cancel"])
+        assert heard.result() == [("done", '{"reason":"canceled"}')]
+
+
+def test_a_stream_by_url_needs_no_key_and_an_address_that_nobody_guesses(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    headers = {"Authorization": f"Bearer {create_key(file, 'me-1_2')}", "Prefer": "wait"}
+    with (
+        serving(FakeEngine(), Edge(door=Door(KeysFile.read(file))), output="url") as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        made = create(client, headers=headers, path="/replicate/v1/predictions").json()
+        address = made["urls"]["stream"]
+        assert ("output", made["output"][0]) in streamed(client, address)
+        prediction_id, token, owner = address.rpartition("/")[2].split(".")
+        assert (prediction_id, owner) == (made["id"], "me-1_2")
+        for wrong in (
+            prediction_id,
+            f"{prediction_id}.{token}",
+            f"{prediction_id}.{token}.you",
+            f"{prediction_id}.{token[:-1]}.{owner}",
+            f"other.{token}.{owner}",
+            f"{prediction_id}.%C3%A9.{owner}",
+        ):
+            answer = client.get(f"/v1/files/stream/{wrong}")
+            assert (answer.status_code, answer.json()["title"]) == (404, "Not found"), wrong
 
 
 def test_keys_have_jobs_of_their_own_and_are_charged_for_them(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from server.generation import MAX_SIDE, Source
 from tests.server.decoder.pictures import bomb, file_of, gradient
-from tests.server.http.fake_engine import FakeEngine
+from tests.server.http.fake_engine import FakeEngine, serving
 
 SIZE = (320, 256)
 
@@ -213,3 +213,25 @@ def test_a_retry_with_another_picture_is_another_request(client: httpx.Client) -
     assert [answer.status_code for answer in answers] == [200, 200, 422]
     assert answers[1].headers["idempotent-replayed"] == "true"
     assert answers[0].content == answers[1].content
+
+
+def test_urls_are_fetched_where_the_server_allows_it() -> None:
+    engine = FakeEngine()
+    settings = {"allow_image_urls": True, "image_url_allow_networks": "127.0.0.1", "output": "url"}
+    with serving(engine, **settings) as url, serving(FakeEngine(), output="url") as other:
+        made = httpx.post(
+            f"{other}/v1/models/a/b/predictions",
+            json={"input": {"prompt": "a", "output_format": "png", "megapixels": "0.25"}},
+            headers={"Prefer": "wait"},
+        ).json()
+        body = {"prompt": "a", "image": made["output"][0], "mask_image": made["output"][0]}
+        assert httpx.post(f"{url}/v1/generate", json=body).status_code == 200
+        assert source(engine).mask is not None
+        answer = httpx.post(f"{url}/v1/generate", json=body | {"image": f"{other}/livez"})
+        assert 'answers with "text/plain' in answer.json()["error"]["message"]
+
+
+def test_an_empty_upload_is_empty(client: httpx.Client) -> None:
+    address = client.post("/v1/files", files={"content": ("a.png", b"")}).json()["urls"]["get"]
+    answer = client.post("/v1/generate", json={"prompt": "a", "image": address})
+    assert answer.json()["error"]["message"] == "image is empty; allowed: a PNG, JPEG or WebP picture"
