@@ -76,7 +76,7 @@ async def _serve(
         _complain(f"--tls-cert and --tls-key are not a PEM certificate and its key: {error}")
         return EXIT_USAGE
     url = _url(listener, "https" if settings.tls_cert else "http")
-    server = _Server(config, announce=partial(log.info, "listening", url=url, version=__version__))
+    server = _Server(config, announce=partial(_announce, url, ops_listener))
     ending = asyncio.create_task(_end_in_order(server, service.engine, settings.drain_s))
     try:
         async with _operations(service.ops, settings, ops_listener):
@@ -90,19 +90,27 @@ async def _serve(
 async def _operations(
     app: FastAPI | None, settings: Settings, listener: socket.socket | None
 ) -> AsyncIterator[None]:
-    """Serve the port for operations meanwhile, if there is one."""
+    """Serve the port for operations meanwhile, if there is one; it answers before anything else does."""
     if app is None or listener is None:
         yield
         return
-    url = _url(listener, "http")
-    announce = partial(log.info, "listening_for_operations", url=url)
-    server = _Server(_config(app, settings), announce=announce)
+    answers = asyncio.Event()
+    server = _Server(_config(app, settings), announce=answers.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    answering = asyncio.create_task(answers.wait())
+    await asyncio.wait((answering, serving), return_when=asyncio.FIRST_COMPLETED)
+    answering.cancel()
     try:
         yield
     finally:
         server.should_exit = True
         await serving
+
+
+def _announce(url: str, ops_listener: socket.socket | None) -> None:
+    log.info("listening", url=url, version=__version__)
+    if ops_listener is not None:
+        log.info("listening_for_operations", url=_url(ops_listener, "http"))
 
 
 def _config(

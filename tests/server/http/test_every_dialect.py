@@ -217,7 +217,9 @@ Story = Callable[[World, httpx.Client, Begin], list[object]]
 
 
 def automatic1111_story(world: World, client: httpx.Client, begin: Begin) -> list[object]:
+    before = len(world.engine.requests)
     asked = begin(AUTOMATIC1111.ask, client, "wait")
+    wait_until(lambda: len(world.engine.requests) > before)
     wait_until(lambda: client.get("/sdapi/v1/progress").json()["state"]["job_count"] == 1)
     progress = client.get("/sdapi/v1/progress").json()["progress"]
     return [progress, client.post("/sdapi/v1/interrupt").status_code, asked.result().status_code]
