@@ -48,5 +48,5 @@ VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=4s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"FLUX_PORT\"]}/readyz', timeout=3)"]
+    CMD ["python", "-m", "server.health"]
 ENTRYPOINT ["python", "-m", "server"]

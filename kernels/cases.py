@@ -352,19 +352,23 @@ def _ends(world: _World) -> Iterator[Case]:
 
 
 def _group_norms(world: _World) -> Iterator[Case]:
-    """Of one picture, at each level of the autoencoder: twice the channels, half the side."""
-    for level, channels in enumerate(dict.fromkeys(world.dimensions.channels)):
+    """Of one picture, at each level of the autoencoder: twice the channels, half the side.
+
+    Its encoder and its decoder have them with SiLU, and at the deepest level, before the attention, without.
+    """
+    levels = list(enumerate(dict.fromkeys(world.dimensions.channels)))
+    for (level, channels), silu in (*((each, True) for each in levels), (levels[-1], False)):
         side = world.sides[0] >> level
         x = world.random(1, channels, side, side).to(memory_format=torch.channels_last)
         weight, bias = world.random(channels), world.random(channels)
         yield world.case(
             "group_norm_silu",
-            partial(_normed, x, world.dimensions.norm_groups, weight, bias),
-            shape=f"{side}x{side}, {channels} channels",
+            partial(_normed, x, world.dimensions.norm_groups, weight, bias, silu),
+            shape=f"{side}x{side}, {channels} channels{'' if silu else ', norm only'}",
             bytes_moved=3 * x.nbytes,
         )
 
 
-def _normed(x: Tensor, groups: int, weight: Tensor, bias: Tensor, op: Operation) -> Tensor:
-    normed: Tensor = op(x, groups, weight, bias, 1e-6, silu=True)
+def _normed(x: Tensor, groups: int, weight: Tensor, bias: Tensor, silu: bool, op: Operation) -> Tensor:
+    normed: Tensor = op(x, groups, weight, bias, 1e-6, silu=silu)
     return normed

@@ -28,8 +28,9 @@ from pydantic import BaseModel, Field
 from loadtests.instant_worker import PICTURE
 from loadtests.outcomes import quantile
 from loadtests.report import keep, machine
-from server.app import assemble, open_adapters, open_jobs, worker_starts
+from server.app import assemble, open_adapters, open_jobs, sources_of, worker_starts
 from server.engine import Engine
+from server.http.auth import Door
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
@@ -135,11 +136,12 @@ def serve_ours(settings: Settings, port: int) -> None:
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=0,
+        charge=Door().charge,
         command=WORKER,
     )
     jobs, outputs = open_jobs(settings, engine, metrics, Quotas())
     answers = Answers(0, metrics=metrics)
-    app = assemble(engine, metrics, answers, jobs, outputs)
+    app = assemble(engine, metrics, answers, jobs, outputs, sources_of(settings, outputs))
     uvicorn.run(
         app, host="127.0.0.1", port=port, http=Connection, ws="none", log_config=None, access_log=False
     )

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from model.checkpoint import CheckpointError
 from model.device import choose_device, choose_dtype, choose_memory, choose_numerics
@@ -13,7 +14,9 @@ from model.lending import Memory
 from model.pipeline import Pipeline
 from model.progress import loading_bar
 from model.sampling import check_size
+from model.source import Source
 
+DEFAULT_STRENGTH = 0.6  # as in diffusers
 EMBEDDED_MODEL = Path(__file__).resolve().parent / "tiny"
 
 
@@ -36,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     height = options.height or pipeline.info.default_height
     try:
         check_size(width=width, height=height)
-    except ValueError as error:
+        source = _source(options, size=(width, height))
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     (pixels,) = pipeline.generate(
         [options.prompt],
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_sequence_length=options.max_sequence_length or pipeline.info.default_sequence_length,
         negative_prompt=options.negative_prompt,
         guidance_scale=options.guidance_scale,
+        source=source,
     )
     Image.fromarray(pixels).save(options.output)
     print(f"{options.output}: {width}x{height}, seed {options.seed}, {pipeline.info.name}")
@@ -65,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-sequence-length", type=_positive, help="T5 tokens; default 256, dev 512")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--guidance-scale", type=float, default=0.0, help="above 1: classifier-free guidance")
+    parser.add_argument("--image", type=Path, help="picture to start from, scaled to the size of the new one")
+    parser.add_argument("--strength", type=_strength, help="how much of it is drawn anew; default 0.6")
+    parser.add_argument("--mask", type=Path, help="picture that is white where --image is drawn anew")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
     parser.add_argument("--quantize", default="none", choices=["none", "fp8"])
@@ -89,11 +97,38 @@ def _load(options: argparse.Namespace) -> Pipeline:
         )
 
 
+def _source(options: argparse.Namespace, *, size: tuple[int, int]) -> Source | None:
+    """Read the picture to start from; raises `ValueError`, or `OSError` for a file that is no picture."""
+    if options.image is None:
+        if options.mask is not None or options.strength is not None:
+            raise ValueError("--mask and --strength need an --image")
+        return None
+    return Source(
+        pixels=np.asarray(_read(options.image).convert("RGB").resize(size, Image.Resampling.LANCZOS)),
+        strength=DEFAULT_STRENGTH if options.strength is None else options.strength,
+        mask=None
+        if options.mask is None
+        else np.asarray(_read(options.mask).resize(size, Image.Resampling.LANCZOS).convert("L")),
+    )
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        return ImageOps.exif_transpose(opened)
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not above 0")
     return number
+
+
+def _strength(text: str) -> float:
+    strength = float(text)
+    if not 0 < strength <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return strength
 
 
 def _seed(text: str) -> int:

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from model.quantization import Quantization
 from model.random_weights import STEPS, TXT_ROWS, random_pipeline
 from model.sampling import PIXELS_PER_PATCH
 from model.sizes import Sizes, weight_bytes
+from model.source import Source
 
 CARDS_GB = (24, 32, 48, 80, 141)
 GB = 10**9
@@ -39,9 +41,13 @@ QUANTIZATIONS = {"bfloat16": Quantization.NONE, "fp8": Quantization.WEIGHTS_AND_
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The most bytes at once of each stage, for tensors beside the weights that stay on the device."""
+    """The most bytes at once of each stage, for tensors beside the weights that stay on the device.
+
+    `encoding` is that of prompts; `starting` has the picture that one starts from encoded, when they are.
+    """
 
     encoding: int
+    starting: int
     stepping: int
     decoding: int
 
@@ -63,7 +69,7 @@ class Need:
     @property
     def peak(self) -> int:
         """All that the device holds at once: with all weights there, stages run beside each other."""
-        beside = max(self.peaks.encoding, self.peaks.decoding)
+        beside = max(self.peaks.encoding, self.peaks.starting, self.peaks.decoding)
         together = beside + self.peaks.stepping if self.memory is Memory.FULL else 0
         return self.kept_bytes + max(together, beside, self.peaks.stepping)
 
@@ -129,6 +135,8 @@ def stage_peaks(pipeline: Pipeline, take_peak: Callable[[], int], *, side: int, 
     take_peak()
     conditionings = pipeline.encode([Prompt(str(number), TXT_ROWS) for number in range(batch)])
     encoding = take_peak()
+    kept = np.zeros((side, side), np.uint8)
+    source = Source(np.zeros((side, side, 3), np.uint8), strength=1.0, mask=kept)  # which takes the most
     samples = [
         pipeline.start(
             conditioning=conditioning,
@@ -138,13 +146,15 @@ def stage_peaks(pipeline: Pipeline, take_peak: Callable[[], int], *, side: int, 
             steps=STEPS,
             seed=0,
             guidance_scale=0.0,
+            source=source,
         )
         for conditioning in conditionings
     ]
+    starting = take_peak()
     pipeline.denoise_step(samples)
     stepping = take_peak()
     pipeline.decode(samples[:1])
-    return Peaks(encoding, stepping, take_peak())
+    return Peaks(encoding, starting, stepping, take_peak())
 
 
 def arena_bytes(modules: Iterable[nn.Module]) -> int:
@@ -159,11 +169,11 @@ def arena_bytes(modules: Iterable[nn.Module]) -> int:
 
 def table(found: Sequence[Need]) -> str:
     """Return a Markdown table in GB of 10^9 bytes."""
-    stages = ("encoding", "a step", "decoding", "peak", "fits")
+    stages = ("encoding", "a source", "a step", "decoding", "peak", "fits")
     heads = ("weights", "`--memory`", *found[0].kept, "host", *stages)
     lines: list[Sequence[str]] = [heads, ["---"] * len(heads)]
     for need in found:
-        peaks = (need.peaks.encoding, need.peaks.stepping, need.peaks.decoding)
+        peaks = (need.peaks.encoding, need.peaks.starting, need.peaks.stepping, need.peaks.decoding)
         sizes = (*need.kept.values(), need.host, *(need.kept_bytes + peak for peak in peaks), need.peak)
         lines.append(
             (need.weights, f"`{need.memory}`", *(f"{size / GB:.2f}" for size in sizes), fits(need.peak))

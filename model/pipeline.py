@@ -6,9 +6,9 @@ different sizes, step counts and timesteps share a step.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Self, TypedDict
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,40 +17,25 @@ from torch import Tensor
 
 from kernels.dispatch import KernelsName, choose
 from model.autoencoder import Autoencoder
-from model.checkpoint import Checkpoint, combined_digest, load_into, open_checkpoint
+from model.checkpoint import combined_digest, load_into, open_checkpoint
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.config import ScheduleConfig
 from model.graphs import CudaRecorder, Step, StepGraphs
+from model.info import PipelineInfo
 from model.layout import Numerics
 from model.lending import Memory
 from model.lora import Adapter, Scaled, merged
 from model.progress import Progress, counted
 from model.quantization import QuantizeName, choose_quantization
 from model.recent_layouts import RecentLayouts
-from model.sampling import Pass, Sample, draw_noise, guided, schedule_sigmas, unpack
+from model.sampling import PIXELS_PER_PATCH, Pass, Sample, draw_noise, guided, schedule_sigmas, unpack
+from model.source import Source, begin_from
 from model.text import T5, Clip, load_encoders
 from model.transformer import Transformer
 
 DEFAULT_GUIDANCE = 3.5  # of guidance-distilled weights
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3]
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineInfo:
-    """What was loaded, and the defaults that belong to it."""
-
-    name: str
-    digest: str
-    device: str
-    dtype: str
-    numerics: str
-    quantize: str
-    guidance_embed: bool
-    default_width: int
-    default_height: int
-    default_steps: int
-    default_sequence_length: int
 
 
 class Pipeline:
@@ -134,14 +119,14 @@ class Pipeline:
         clip, t5, text_digests = load_encoders(
             checkpoint, ops, device=device, dtype=dtype, memory=memory, progress=advance
         )
-        info = PipelineInfo(
-            name=checkpoint.name,
+        info = PipelineInfo.of(
+            checkpoint,
             digest=combined_digest([*digests, *text_digests]),
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
-            numerics=numerics.value,
+            device=device,
+            dtype=dtype,
+            numerics=numerics,
             quantize=quantize,
-            **_defaults(checkpoint, longest_text=t5.tokenizer.model_max_length),
+            longest_text=t5.tokenizer.model_max_length,
         )
         return cls(
             info=info,
@@ -164,6 +149,7 @@ class Pipeline:
         max_sequence_length: int,
         negative_prompt: str = "",
         guidance_scale: float = 0.0,
+        source: Source | None = None,
     ) -> list[Pixels]:
         """Make one picture [height, width, 3] per prompt and seed: the three stages in a row."""
         conditionings = self.encode([Prompt(text, max_sequence_length) for text in prompts])
@@ -179,6 +165,7 @@ class Pipeline:
                 steps=steps,
                 seed=seed,
                 guidance_scale=guidance_scale,
+                source=source,
             )
             for conditioning, seed in zip(conditionings, seeds, strict=True)
         ]
@@ -225,15 +212,23 @@ class Pipeline:
         steps: int,
         seed: int,
         guidance_scale: float,
+        source: Source | None = None,
         adapters: Sequence[Scaled] = (),
     ) -> Sample:
-        """Begin a picture: draw its noise and compute what all its steps share.
+        """Begin a picture: draw its noise, encode its source and compute what all its steps share.
 
         `negative` is given exactly when `uses_negative(guidance_scale)`; both have been encoded with
-        `adapters`.
+        `adapters`. `source` is `width` x `height`.
         """
-        noise = draw_noise(seed=seed, width=width, height=height)
-        sigmas = schedule_sigmas(self.schedule, steps=steps, tokens=len(noise))
+        tokens = (width // PIXELS_PER_PATCH) * (height // PIXELS_PER_PATCH)
+        sigmas = schedule_sigmas(self.schedule, steps=steps, tokens=tokens)
+        kept = None
+        if source is None:
+            latents = draw_noise(seed=seed, width=width, height=height).to(self.device)
+        else:
+            assert source.pixels.shape == (height, width, 3), "a source has the size of its picture"
+            sigmas = sigmas[source.first_step(steps) :]
+            latents, kept = begin_from(source, self.autoencoder, seed=seed, sigma=sigmas[0])
         times = torch.tensor(sigmas[:-1], device=self.device)
         guidance = (guidance_scale or DEFAULT_GUIDANCE) if self.info.guidance_embed else None
         changes = merged(adapters)
@@ -249,7 +244,8 @@ class Pipeline:
                 for each in (conditioning, negative)
                 if each is not None
             ),
-            latents=noise.to(self.device),
+            latents=latents,
+            kept=kept,
             adapters=tuple(adapters),
         )
 
@@ -265,8 +261,14 @@ class Pipeline:
             torch.tensor(deltas, device=self.device),
             owners,
         )
-        for sample, span in zip(samples, owners.spans, strict=True):
-            sample.before, sample.latents = sample.latents, span.of(moved)
+        after = [
+            span.of(moved)
+            if sample.kept is None
+            else sample.kept.put_back(span.of(moved), sample.sigmas[sample.step + 1])
+            for sample, span in zip(samples, owners.spans, strict=True)
+        ]
+        for sample, latents in zip(samples, after, strict=True):
+            sample.before, sample.latents = sample.latents, latents
             sample.step += 1
 
     @torch.inference_mode()
@@ -365,23 +367,3 @@ class Pipeline:
             raise ArithmeticError("the decoded picture holds values that are not finite")
         pixels: Pixels = self.ops.to_pixels(image).cpu().numpy()
         return pixels
-
-
-class _Defaults(TypedDict):
-    guidance_embed: bool
-    default_width: int
-    default_height: int
-    default_steps: int
-    default_sequence_length: int
-
-
-def _defaults(checkpoint: Checkpoint, *, longest_text: int) -> _Defaults:
-    """Return what belongs to these weights where a request leaves it open."""
-    guidance_embed = checkpoint.transformer_config.guidance_embed
-    return {
-        "guidance_embed": guidance_embed,
-        "default_width": checkpoint.autoencoder_config.sample_size,
-        "default_height": checkpoint.autoencoder_config.sample_size,
-        "default_steps": 28 if guidance_embed else 4,
-        "default_sequence_length": min(512 if guidance_embed else 256, longest_text),
-    }

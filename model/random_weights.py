@@ -17,9 +17,10 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 from kernels.ops import Ops
 from model.autoencoder import Autoencoder
 from model.config import ScheduleConfig
+from model.info import PipelineInfo
 from model.layout import Numerics
 from model.lending import Memory
-from model.pipeline import Pipeline, PipelineInfo
+from model.pipeline import Pipeline
 from model.quantization import Quantization, QuantizedLinear
 from model.sizes import Sizes
 from model.text import CLIP_LENGTH, T5, Clip

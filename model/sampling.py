@@ -28,12 +28,30 @@ class Pass:
     modulation: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a step may not change of a picture: all of its `latents` where not `redrawn`.
+
+    `latents` and `noise` [tokens, 64] are those that the sample began with; `redrawn` is bool [tokens, 64].
+    """
+
+    latents: Tensor
+    noise: Tensor
+    redrawn: Tensor
+
+    def put_back(self, latents: Tensor, sigma: float) -> Tensor:
+        """Return `latents` [tokens, 64] with what is kept as it is at the time `sigma`."""
+        return torch.where(self.redrawn, latents, add_noise(self.latents, self.noise, sigma))
+
+
 @dataclass(slots=True)
 class Sample:
-    """One picture on its way. `latents` are packed, [tokens, 64], float32, noise at the start.
+    """One picture on its way. `latents` are packed, [tokens, 64], float32.
 
-    With classifier-free guidance `passes` has two entries, the prompt and the negative prompt. `before` is
-    what `latents` were before the last step. `adapters` hold for all its passes.
+    At the start they are noise, or those of a source with noise added: then `sigmas` begin in the middle of
+    the schedule. With classifier-free guidance `passes` has two entries, the prompt and the negative prompt.
+    `before` is what `latents` were before the last step. `adapters` hold for all its
+    passes.
     """
 
     width: int
@@ -42,6 +60,7 @@ class Sample:
     guidance_scale: float
     passes: tuple[Pass, ...]
     latents: Tensor
+    kept: Kept | None = None
     step: int = 0
     before: Tensor | None = None
     adapters: tuple[Scaled, ...] = ()
@@ -63,9 +82,23 @@ def draw_noise(*, seed: int, width: int, height: int) -> Tensor:
 
     The same numbers that diffusers draws from a CPU generator of this seed.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    return pack(draw_latents(seeded(seed), width=width, height=height))[0]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Return what all random numbers of one picture are drawn from, in the order of their use."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def draw_latents(generator: torch.Generator, *, width: int, height: int) -> Tensor:
+    """Draw standard normal latents [1, 16, h, w] of a picture, float32 on the CPU."""
     shape = (1, LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-    return pack(torch.randn(shape, generator=generator))[0]
+    return torch.randn(shape, generator=generator)
+
+
+def add_noise(latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Return what `latents` are at the time `sigma` of a rectified flow from `noise`, which is that at 1."""
+    return sigma * noise + (1 - sigma) * latents
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,9 +75,9 @@ async def _serve(
     except (ssl.SSLError, OSError) as error:
         _complain(f"--tls-cert and --tls-key are not a PEM certificate and its key: {error}")
         return EXIT_USAGE
-    server = _Server(config)
+    url = _url(listener, "https" if settings.tls_cert else "http")
+    server = _Server(config, announce=partial(log.info, "listening", url=url, version=__version__))
     ending = asyncio.create_task(_end_in_order(server, service.engine, settings.drain_s))
-    log.info("listening", url=_url(listener, "https" if settings.tls_cert else "http"), version=__version__)
     try:
         async with _operations(service.ops, settings, ops_listener):
             await server.serve(sockets=[listener])
@@ -93,9 +94,10 @@ async def _operations(
     if app is None or listener is None:
         yield
         return
-    server = _Server(_config(app, settings))
+    url = _url(listener, "http")
+    announce = partial(log.info, "listening_for_operations", url=url)
+    server = _Server(_config(app, settings), announce=announce)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    log.info("listening_for_operations", url=_url(listener, "http"))
     try:
         yield
     finally:
@@ -164,7 +166,18 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: those end a process with the signal instead of status 0."""
+    """uvicorn without its signal handlers: those end a process with the signal instead of status 0.
+
+    `announce` is called when connections are accepted, and not before: whoever reads an address calls it.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

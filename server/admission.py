@@ -77,7 +77,7 @@ class Admission:
         refused at once: the work would be for nobody. The error says after how many seconds both would be
         different if nothing else came in meanwhile.
         """
-        bills = [self._costs.bill(_shape(image, model), steps=image.steps) for image in images]
+        bills = [self._costs.bill(_shape(image, model), steps=image.run_steps) for image in images]
         idle = not self._in_hand
         admitted = [self._join(image, bill, workers) for image, bill in zip(images, bills, strict=True)]
         after_s, finish_s = self.backlog_s / workers, max(each.forecast_s for each in admitted)
@@ -101,7 +101,7 @@ class Admission:
 
     def forecast_s(self, image: ImageRequest, model: ModelInfo, *, workers: int) -> float:
         """Return the seconds after which a picture would be done if it came now."""
-        bill = self._costs.bill(_shape(image, model), steps=image.steps)
+        bill = self._costs.bill(_shape(image, model), steps=image.run_steps)
         asked = self._join(image, bill, workers)
         self.release(asked, finished=False)
         return asked.forecast_s
@@ -215,4 +215,10 @@ def _retry_after_s(excess_s: float) -> float:
 
 def _shape(image: ImageRequest, model: ModelInfo) -> Shape:
     guided = image.guidance_scale > 1 and not model.guidance_embed
-    return Shape(image.width, image.height, image.max_sequence_length, 2 if guided else 1)
+    return Shape(
+        image.width,
+        image.height,
+        image.max_sequence_length,
+        passes=2 if guided else 1,
+        has_source=image.encodes_source,
+    )

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute, Match, Route
 
 from server import __version__
 from server.adapter_files import AdapterFiles
 from server.adapters import Adapters
 from server.addresses import Addresses, networks
+from server.decoders import Decoders
 from server.engine import Engine
-from server.errors import InvalidRequest, MethodNotAllowed, NotFound
+from server.expiry import Expiry
 from server.http.access import AccessMiddleware
 from server.http.adapters import adapters_router
 from server.http.auth import Door
@@ -27,7 +27,6 @@ from server.http.bfl import DIALECT as BFL
 from server.http.bfl import bfl_payload, bfl_router
 from server.http.cog import DIALECT as COG
 from server.http.cog import cog_payload, cog_router
-from server.http.errors import render_error
 from server.http.fal import fal_routers
 from server.http.fal_queue import DIALECT as FAL
 from server.http.fal_queue import fal_payload
@@ -37,9 +36,14 @@ from server.http.native import native_router
 from server.http.openai import openai_router
 from server.http.ops import ops_router, probes_router
 from server.http.outputs import Outputs, files_router
+from server.http.own_files import OwnFiles
+from server.http.playground import Playground, playground_router
 from server.http.replicate import DIALECT as REPLICATE
 from server.http.replicate import replicate_payload, replicate_routers
+from server.http.sources import Sources
+from server.http.unrouted import answer_unrouted, render_error
 from server.idempotency import Answers
+from server.image_urls import ImageUrls
 from server.job_store import JobStore
 from server.jobs import Jobs
 from server.keys import KeysFile
@@ -48,6 +52,9 @@ from server.picture_files import PictureFiles
 from server.protocol import Start
 from server.quotas import Quotas
 from server.settings import DIALECTS, Settings, adapter_files
+from server.signatures import Signatures
+from server.source_files import SourceFiles
+from server.uploads import Uploads
 from server.usage import UsageFile
 from server.webhooks import Webhooks
 
@@ -64,7 +71,9 @@ EXPOSED_HEADERS: Final = (
     "X-Seed",
     "X-Steps",
     "X-Should-Retry",
+    "X-Fal-Error-Type",
     "X-Fal-Request-Id",
+    "X-Fal-Request-Timeout-Type",
 )
 
 
@@ -78,6 +87,7 @@ class Edge:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = Settings.model_fields["max_body_mb"].default << 20
     ops_apart: bool = False
+    playground: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,7 @@ class Service:
 def build_service(settings: Settings) -> Service:
     """Make everything that the settings ask for; raises `KeysFileError` and `StorageUnavailable`."""
     metrics = Metrics()
+    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
     engine = Engine(
         worker_starts(settings, cores=len(os.sched_getaffinity(0))),
         metrics=metrics,
@@ -104,9 +115,9 @@ def build_service(settings: Settings) -> Service:
         auto_steps_backlog_s=settings.auto_steps_backlog_s,
         hang_s=settings.hang_s,
         image_cache_bytes=settings.image_cache_mb << 20,
+        charge=door.charge,
     )
     answers = Answers(settings.idempotency_mb << 20, metrics=metrics)
-    door = Door(None if settings.api_keys_file is None else KeysFile.read(settings.api_keys_file))
     edge = Edge(
         door=door,
         usage=UsageFile(_at_home(settings.data_dir) / "usage.json", door.quotas) if door.keys else None,
@@ -114,10 +125,11 @@ def build_service(settings: Settings) -> Service:
         cors_origins=settings.cors_origin_list,
         max_body_bytes=settings.max_body_mb << 20,
         ops_apart=settings.ops_port is not None,
+        playground=settings.playground,
     )
     jobs, outputs = open_jobs(settings, engine, metrics, door.quotas)
     engine.adapters.files.clear_uploads()  # of the data directory, which is this process's now
-    api = assemble(engine, metrics, answers, jobs, outputs, edge)
+    api = assemble(engine, metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
     return Service(api, assemble_ops(engine, metrics, api) if edge.ops_apart else None, engine)
 
 
@@ -136,9 +148,11 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
     store = JobStore(folder / "jobs.sqlite")
     store.open()
     files = PictureFiles(folder / "files", lifetime_s=settings.jobs_ttl_s)
+    limit_bytes = settings.jobs_disk_mb << 20
     outputs = Outputs(files, settings.output, settings.public_url)
+    signatures = Signatures.of(store)
     payloads = {
-        REPLICATE: replicate_payload(outputs),
+        REPLICATE: replicate_payload(outputs, signatures),
         FAL: fal_payload(outputs),
         BFL: bfl_payload(outputs),
         COG: cog_payload(outputs),
@@ -148,14 +162,37 @@ def open_jobs(settings: Settings, engine: Engine, metrics: Metrics, quotas: Quot
         engine,
         store,
         files,
-        Webhooks(store, payloads, addresses, metrics=metrics),
+        SourceFiles(folder / "sources", limit_bytes=limit_bytes),
+        Webhooks(
+            store, payloads, signatures, addresses, metrics=metrics, signers={FAL: signatures.fal_headers}
+        ),
+        Expiry(
+            store,
+            files,
+            uploads_in(settings),
+            lifetime_s=settings.jobs_ttl_s,
+            limit_bytes=limit_bytes,
+        ),
         metrics=metrics,
         quotas=quotas,
-        lifetime_s=settings.jobs_ttl_s,
-        limit_bytes=settings.jobs_disk_mb << 20,
         max_unfinished=settings.max_unfinished_jobs,
     )
     return jobs, outputs
+
+
+def uploads_in(settings: Settings) -> Uploads:
+    """Return what clients uploaded into the data directory."""
+    folder = _at_home(settings.data_dir) / "jobs" / "uploads"
+    return Uploads(folder, lifetime_s=settings.jobs_ttl_s, limit_bytes=settings.jobs_disk_mb << 20)
+
+
+def sources_of(settings: Settings, outputs: Outputs) -> Sources:
+    """Return how the pictures of requests are found and decoded; a decoder starts with the first."""
+    allowed = Addresses(networks(settings.image_url_allow_networks)) if settings.allow_image_urls else None
+    limit_bytes = settings.max_body_mb << 20
+    decoders = Decoders(max_pixels=settings.max_image_megapixels * 1_000_000, max_body_bytes=limit_bytes)
+    urls = ImageUrls(allowed, limit_bytes=limit_bytes)
+    return Sources(decoders, urls, OwnFiles(outputs, uploads_in(settings)))
 
 
 def leniencies(settings: Settings) -> dict[str, Leniency]:
@@ -170,6 +207,7 @@ def assemble(
     answers: Answers,
     jobs: Jobs,
     outputs: Outputs,
+    sources: Sources,
     edge: Edge | None = None,
 ) -> FastAPI:
     """Put the routes of all dialects around an engine."""
@@ -182,10 +220,13 @@ def assemble(
         async with edge.usage.kept() if edge.usage else nullcontext():
             yield
             await jobs.stop()
+        await sources.decoders.stop()
 
     app = _bare(lifespan)
     app.state.door = edge.door
-    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=edge.max_body_bytes)
+    app.add_middleware(
+        AccessMiddleware, metrics=metrics, max_body_bytes=edge.max_body_bytes, render=render_error
+    )
     if edge.cors_origins:  # around all, so that a browser can read every failure
         app.add_middleware(
             CORSMiddleware,
@@ -196,12 +237,14 @@ def assemble(
             max_age=PREFLIGHT_S,
         )
     ops = [] if edge.ops_apart else [ops_router(metrics, app)]
+    playground = Playground.read(docs=not edge.ops_apart) if edge.playground else None
     _include(
         app,
         [
             probes_router(engine, metrics),
             *ops,
-            *dialect_routers(engine, answers, jobs, outputs, edge.leniency),
+            *([playground_router(playground)] if playground else []),
+            *dialect_routers(engine, answers, jobs, outputs, sources, edge.leniency, playground),
         ],
     )
     return app
@@ -211,7 +254,7 @@ def assemble_ops(engine: Engine, metrics: Metrics, api: FastAPI) -> FastAPI:
     """Put what is for those who run the server into an application of its own, which asks for no key."""
     app = _bare()
     app.state.door = Door()
-    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=0)
+    app.add_middleware(AccessMiddleware, metrics=metrics, max_body_bytes=0, render=render_error)
     _include(app, [probes_router(engine, metrics), ops_router(metrics, api)])
     return app
 
@@ -232,23 +275,31 @@ def _include(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
-    app.add_exception_handler(HTTPException, _answer_unrouted(routes))
+    app.add_exception_handler(HTTPException, answer_unrouted(routes))
 
 
 def dialect_routers(
-    engine: Engine, answers: Answers, jobs: Jobs, outputs: Outputs, leniency: Mapping[str, Leniency]
+    engine: Engine,
+    answers: Answers,
+    jobs: Jobs,
+    outputs: Outputs,
+    sources: Sources,
+    leniency: Mapping[str, Leniency],
+    playground: Playground | None = None,
 ) -> Sequence[APIRouter]:
     """Return the routes of all dialects; of two that take a path the first answers."""
     return (
-        native_router(engine, answers),
+        native_router(engine, answers, sources),
         adapters_router(engine),
-        *replicate_routers(engine, jobs, outputs, leniency["replicate"]),  # knows OpenAI's owner/name too
-        openai_router(engine, answers, leniency["openai"]),
-        huggingface_router(engine, leniency["huggingface"]),
-        automatic1111_router(engine, leniency["automatic1111"]),
-        cog_router(engine, jobs, outputs, leniency["cog"]),
-        *fal_routers(engine, jobs, outputs, leniency["fal"]),
-        bfl_router(engine, jobs, outputs, leniency["bfl"]),
+        *replicate_routers(
+            engine, jobs, outputs, sources, leniency["replicate"]
+        ),  # knows OpenAI's owner/name too
+        openai_router(engine, answers, sources, leniency["openai"]),
+        huggingface_router(engine, sources, leniency["huggingface"]),
+        automatic1111_router(engine, sources, leniency["automatic1111"]),
+        cog_router(engine, jobs, outputs, sources, leniency["cog"], playground),
+        *fal_routers(engine, jobs, outputs, sources, leniency["fal"]),
+        bfl_router(engine, jobs, outputs, sources, leniency["bfl"]),
         files_router(outputs.files),
     )
 
@@ -287,27 +338,3 @@ def _at_home(path: Path) -> Path:
         return path.expanduser().absolute()
     except RuntimeError:
         return Path(tempfile.gettempdir(), *path.parts[1:])
-
-
-def _answer_unrouted(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception], Response]:
-    """Return the handler of what no route takes; it answers in the shape of every other error."""
-
-    def answer(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException), "registered for this kind only"
-        if error.status_code == 405:
-            allowed = ", ".join(sorted(_methods_at(request, routes)))
-            message = f"{request.method} is not allowed here; allowed: {allowed}"
-            response = render_error(request, MethodNotAllowed(message))
-            response.headers["Allow"] = allowed
-            return response
-        if error.status_code == 404:
-            return render_error(request, NotFound("there is nothing at this path; /docs lists what there is"))
-        return render_error(request, InvalidRequest(str(error.detail)))
-
-    return answer
-
-
-def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> set[str]:
-    """Return the methods of every route at the path of `request`; one route does not know the others."""
-    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return {method for route in here if isinstance(route, Route) for method in route.methods or ()}

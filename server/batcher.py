@@ -41,6 +41,7 @@ NEXT: Final = {
 class Entry:
     """One picture in hand. Times are on the caller's clock, in seconds; `passes` is 2 with guidance.
 
+    `steps` are those that run. `has_source` means that a picture to start from is encoded with its text.
     `key` is whose picture it is: keys share the device evenly.
     """
 
@@ -51,6 +52,7 @@ class Entry:
     arrived_s: float
     txt_rows: int
     passes: int = 1
+    has_source: bool = False
     priority: Priority = Priority.NORMAL
     key: str = ""
     deadline_s: float | None = None
@@ -63,7 +65,7 @@ class Entry:
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.width, self.height, self.txt_rows, self.passes)
+        return Shape(self.width, self.height, self.txt_rows, self.passes, self.has_source)
 
     @property
     def tokens(self) -> int:
@@ -182,10 +184,14 @@ class Batcher:
             place.joined_s = place.left_s
             place.settle()
 
-    def cancel(self, entry_id: str) -> None:
-        """Forget a picture, if it is still in hand; a step that it takes part in ends without it."""
+    def cancel(self, entry_id: str) -> bool:
+        """Forget a picture, if it is still in hand; a step that it takes part in ends without it.
+
+        Returns whether there is such a step.
+        """
         if place := self._places.pop(entry_id, None):
             self._clock.leave(place.share, left_s=place.left_s)
+        return place is not None and place.running
 
     def plan(self, now: float, lane: Lane = ONE_LANE) -> Step | None:
         """Return the next step of `lane`, or None when all that it could take is in a step already."""
@@ -264,10 +270,11 @@ class Batcher:
             if place.entry.phase is not Phase.TEXT or place in chosen:
                 continue
             saved_s = fixed_s * _part(row_s, rows_s + row_s)
-            if len(chosen) == MAX_TEXTS or not self._pays(saved_s, row_s, kept=len(company)):
+            if len(chosen) == MAX_TEXTS:
                 break
-            chosen.append(place)
-            rows_s += row_s
+            if self._pays(saved_s, row_s, kept=len(company)):
+                chosen.append(place)
+                rows_s += row_s
         return chosen
 
     def _pays(self, saved_s: float, lost_s: float, *, kept: int) -> bool:
@@ -292,6 +299,7 @@ class Batcher:
 
         A picture that joins makes the step longer for those in it, and saves the device what its rows would
         take in a later step of this size: all of them below the floor, above it a part of the fixed cost.
+        Where its source is still to be encoded, those in the step wait for that too.
         """
         costs, fixed_s = self.costs, self.costs.table.step_fixed_s
         chosen, sizes = [first], {first.entry.size}
@@ -303,8 +311,9 @@ class Batcher:
             joint_s = costs.formula_s(joint_rows_s, sizes=len(joint_sizes))
             lost_s = joint_s - step_s
             saved_s = bill.rows_s + fixed_s * _part(bill.rows_s, joint_rows_s) - lost_s
+            wait_s = bill.source_s if place.entry.phase is Phase.TEXT else 0.0
             if (
-                self._pays(saved_s, lost_s, kept=len(chosen))
+                self._pays(saved_s, lost_s + wait_s, kept=len(chosen))
                 and costs.fits(rows + bill.shape.rows)
                 and self._bearable([*chosen, place], now)
             ):

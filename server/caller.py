@@ -1,7 +1,7 @@
 """Whoever sent a request: the holder of a key, or anybody where the server has no keys.
 
 All dialects meet here, and so do requests that are answered later: `sign` says in whose name a request runs
-and how urgent it may be, `entering` counts it against the key's limits, `spend` charges what was made.
+and how urgent it may be, `entering` counts it against the key's limits. What pictures took the engine tells.
 """
 
 import contextlib
@@ -60,11 +60,6 @@ class Caller:
             yield
         finally:
             self.quotas.leave(self.key.name)
-
-    def spend(self, device_s: float) -> None:
-        """Charge device-seconds to this caller."""
-        if self.key is not None:
-            self.quotas.spend(self.key.name, device_s, self.clock())
 
     def standings(self) -> list[Standing]:
         """Return what is left of each limit over time."""

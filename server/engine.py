@@ -7,7 +7,7 @@ or with one error of `server.errors`.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -68,6 +68,8 @@ class Engine:
     these suspects run once more, one at a time and alone on one worker, so that one which kills again takes
     no neighbour with it; other workers go on with everything else. A worker that has work and says nothing
     for `hang_s`, or whose step takes that long, is taken for dead.
+
+    `charge` is told of an API key and the device-seconds that a picture took for it, finished or not.
     """
 
     def __init__(
@@ -81,10 +83,12 @@ class Engine:
         auto_steps_backlog_s: Sequence[float],
         hang_s: float,
         image_cache_bytes: int,
+        charge: Callable[[str, float], None],
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
         self.adapters = adapters
+        self._charge = charge
         self._admission = Admission(max_backlog_s, auto_steps_backlog_s)
         self._default_deadline_s = default_deadline_s
         self._hang_s = hang_s
@@ -105,7 +109,8 @@ class Engine:
                     on_message=partial(self._hear, index),
                     on_change=partial(self._change, index),
                     command=command,
-                )
+                ),
+                start.device,
             )
             for index, start in enumerate(starts)
         ]
@@ -146,9 +151,7 @@ class Engine:
         """What is served; raises `NotReady` before the first worker has loaded it."""
         if self._model is None:
             raise NotReady("the model is still being loaded", retry_after_s=RETRY_SOON_S)
-        if self._model.adapters != self.adapters.served:
-            self._model = msgspec.structs.replace(self._model, adapters=self.adapters.served)
-        return self._model
+        return msgspec.structs.replace(self._model, adapters=self.adapters.served)
 
     def steps_for_auto(self) -> int:
         """Choose the steps of a request with `num_inference_steps: "auto"`."""
@@ -268,10 +271,11 @@ class Engine:
             if pending in queue:
                 queue.remove(pending)
         if pending.worker is not None:
-            self._workers[pending.worker].take_back(pending)
+            self._workers[pending.worker].forget(pending)
 
     def _dispatch(self) -> None:
         """Hand out what waits: suspects alone to one worker, everything else to the others."""
+        now = asyncio.get_running_loop().time()
         ready = [i for i, worker in enumerate(self._workers) if worker.supervisor.state is State.READY]
         open_to_all = [index for index in ready if not self._workers[index].alone]
         if self._suspects and len(open_to_all) == len(ready) > 0:
@@ -279,16 +283,12 @@ class Engine:
             open_to_all.remove(ward)
             if not self._workers[ward].in_hand:
                 self._workers[ward].alone = True
-                self._hand_over(self._suspects.popleft(), ward)
+                self._workers[ward].take(self._suspects.popleft(), ward, now)
         while self._waiting and open_to_all:
             pending = self._waiting.popleft()
-            size = (pending.image.width, pending.image.height)
             loads = [self._workers[index].load(index) for index in open_to_all]
-            self._hand_over(pending, choose(loads, size=size, saved_s=pending.admitted.bill.shared_s))
-
-    def _hand_over(self, pending: Pending, index: int) -> None:
-        pending.worker = index
-        self._workers[index].take(pending, asyncio.get_running_loop().time())
+            index = choose(loads, size=pending.size, saved_s=pending.admitted.bill.shared_s)
+            self._workers[index].take(pending, index, now)
 
     def _hear(self, index: int, message: ToFront) -> None:
         self._workers[index].quiet_since = now = asyncio.get_running_loop().time()
@@ -296,9 +296,9 @@ class Engine:
             case Ready(model=model, costs=costs):
                 self._learn(index, model, costs)
             case Done(id=image_id, image=image):
-                self._settle(index, image_id, image)
-            case Failed(id=image_id, code=code, message=reason):
-                self._settle(index, image_id, from_code(code, reason))
+                self._settle(index, image_id, image, device_s=image.timings.device_s)
+            case Failed(id=image_id, code=code, message=reason, device_s=device_s):
+                self._settle(index, image_id, from_code(code, reason), device_s=device_s)
             case Stepping(lane=lane, ids=ids):
                 self._workers[index].begin_step(lane, ids, now)
             case Stepped():
@@ -317,13 +317,12 @@ class Engine:
         for pending in self._workers[index].end_step(stepped):
             self._admission.progress(pending.admitted, stepped.kind)
 
-    def _settle(self, index: int, image_id: str, answer: Image | ServerError) -> None:
-        """Give an answer to the picture of this very id; one that nobody waits for is dropped."""
-        worker = self._workers[index]
-        pending = worker.in_hand.pop(image_id, None)
-        worker.owed.discard(image_id)
-        worker.alone = worker.alone and bool(worker.in_hand)
-        if pending is None or pending.settled:
+    def _settle(self, index: int, image_id: str, answer: Image | ServerError, *, device_s: float) -> None:
+        """Charge what the picture of this very id took, and answer it; if nobody waits that is dropped."""
+        pending = self._workers[index].give_back(image_id)
+        if pending is not None:
+            self._charge(pending.payer, device_s)
+        if pending is None or pending.settled or not pending.waiters:
             log.debug("answer_without_question", worker=index, image=image_id)
         elif isinstance(answer, DeadlineExceeded) and pending.prolonged:
             # It was dropped before the worker heard that somebody has more time.
@@ -348,6 +347,7 @@ class Engine:
             return
         self._model = served
         self.adapters.ready(index, model.adapters)
+        self._workers[index].device = model.device
         self._admission.start_from(costs)
         self._metrics.model(model)
 

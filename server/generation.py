@@ -4,8 +4,10 @@ A `GenerationRequest` is what a client sent, complete with defaults. The engine 
 `ImageRequest` per picture, since pictures, not requests, share steps. Nothing here knows HTTP or torch.
 """
 
+import hashlib
 import re
 from enum import StrEnum
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -39,7 +41,7 @@ class Priority(StrEnum):
 URGENCY = tuple(Priority)  # the most urgent first
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class Source(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The picture that a request starts from, in raw pixels of the size that is asked for, rows from the top.
 
     `pixels` is uint8 [height, width, 3], RGB. `strength`, from `MIN_STRENGTH` to 1, is how much of it is
@@ -52,6 +54,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     strength: float
     mask: bytes | None = None
     blend: bytes | None = None
+
+    @cached_property
+    def digests(self) -> tuple[str, str | None, str | None]:
+        """SHA-256 of pixels, mask and blend, found once: some 10 ms for the largest of them."""
+        mask, blend = (None if each is None else _digest(each) for each in (self.mask, self.blend))
+        return _digest(self.pixels), mask, blend
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +113,11 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def run_steps(self) -> int:
         return run_steps(self.steps, self.source)
+
+    @property
+    def encodes_source(self) -> bool:
+        """Whether the model looks at a source: not where all steps run, from noise, and nothing is kept."""
+        return self.source is not None and (self.source.mask is not None or self.run_steps < self.steps)
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,8 +232,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     """All pictures of one request, in the order of their seeds.
 
+    `steps` is the length of the schedule, of which `run_steps` really ran.
     `timings` are those of the slowest picture that was made for it; where none was, all of it was waiting.
-    `device_s` is what all pictures took that were made for it.
     `cached` pictures were finished before, `joined` ones were being made for another request. `created` is
     in Unix seconds. Without a `forecast` all of it was there already.
     """
@@ -228,12 +241,12 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     model: str
     steps: int
+    run_steps: int
     images: list[Image]
     timings: Timings
     created: int
     cached: int = 0
     joined: int = 0
-    device_s: float = 0.0
     forecast: Forecast | None = None
 
     @property
@@ -271,6 +284,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     def uses_negative(self, guidance_scale: float) -> bool:
         """Whether there is a pass with the negative prompt: above 1, unless guidance is in the weights."""
         return guidance_scale > 1 and not self.guidance_embed
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def run_steps(steps: int, source: Source | None) -> int:

@@ -56,6 +56,13 @@ class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
+class StoredSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What an unfinished job starts from; `name` is its file in `server.source_files`."""
+
+    name: str
+    size_bytes: int
+
+
 class JobError(msgspec.Struct, frozen=True, kw_only=True):
     """Why a job failed; `code` is one of `server.errors`."""
 
@@ -66,6 +73,7 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One accepted request.
 
+    `source` is where the source of `request` is kept, which is not in it once the job is stored.
     `input` is what the client sent, in the words of its dialect, and `base_url` the address that it used:
     both are for showing the job again. `seeded` when the client chose the seed. At `deadline_s` the job is
     cancelled. `timings` are those of `GenerationResult`.
@@ -75,6 +83,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     request: GenerationRequest
     seeded: bool
     input: dict[str, Any]
+    source: StoredSource | None = None
     base_url: str = ""
     webhook: Webhook | None = None
     deadline_s: float | None = None

@@ -6,7 +6,6 @@ it was stopped or killed, the next one on the same data directory runs again wit
 """
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -17,6 +16,8 @@ import structlog
 
 from server.engine import Engine
 from server.errors import Cancelled, NotFound, NotReady, Overloaded, ServerError, StorageUnavailable
+from server.events import Listener, ignore_all
+from server.expiry import Expiry
 from server.generation import GenerationResult
 from server.job import Job, JobError, JobKey, JobState, StoredImage
 from server.job_store import JobStore
@@ -25,10 +26,10 @@ from server.picture_files import PictureFiles
 from server.quotas import Quotas
 from server.reuse import Reuse
 from server.roster import Watch
+from server.source_files import SourceFiles
 from server.webhooks import Webhooks, deliveries_of
 
 AGAIN_S: Final = 5.0  # for what cannot be had now: room, a worker, the disk
-PURGE_S: Final = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +37,9 @@ log = structlog.get_logger(__name__)
 class _Live:
     """A job that is not finished. `job` is as it is stored; `changed` is set and replaced when it moves."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, listen: Listener = ignore_all) -> None:
         self.job = job
+        self.listen = listen
         self.changed = asyncio.Event()
         self.admitted = asyncio.Event()
         self.stored = asyncio.Event()
@@ -57,8 +59,7 @@ class _Live:
 class Jobs:
     """Runs jobs on `engine`. `clock` is Unix time.
 
-    At most `max_unfinished` are in hand. Finished ones are kept for `lifetime_s`, and of those no more than
-    take `limit_bytes` on the disk. The pause is a class attribute, so that a test can have a short one.
+    At most `max_unfinished` are in hand. The pause is a class attribute, so that a test can have a short one.
     """
 
     again_s = AGAIN_S
@@ -68,32 +69,32 @@ class Jobs:
         engine: Engine,
         store: JobStore,
         files: PictureFiles,
+        sources: SourceFiles,
         webhooks: Webhooks,
+        expiry: Expiry,
         *,
         metrics: Metrics,
         quotas: Quotas,
-        lifetime_s: float,
-        limit_bytes: int,
         max_unfinished: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine = engine
         self._store = store
         self._files = files
+        self._sources = sources
         self.webhooks = webhooks
         self._metrics = metrics
         self._quotas = quotas
-        self._lifetime_s = lifetime_s
-        self._limit_bytes = limit_bytes
+        self._expiry = expiry
         self._max_unfinished = max_unfinished
         self._clock = clock
         self._live: dict[JobKey, _Live] = {}
-        self._purging: asyncio.Task[None] | None = None
-        self._purge_soon = asyncio.Event()
 
     async def start(self) -> None:
         """Take up what an earlier process left unfinished; returns before any of it runs."""
-        for job in await self._store.run(self._store.unfinished):
+        unfinished = await self._store.run(self._store.unfinished)
+        await self._sources.start(unfinished)
+        for job in unfinished:
             live = self._live[job.key] = _Live(job)
             live.admitted.set()
             live.stored.set()
@@ -105,27 +106,31 @@ class Jobs:
             log.info("jobs_taken_up", jobs=len(self._live))
         self._metrics.jobs_unfinished(len(self._live))
         await self.webhooks.start()
-        self._purging = asyncio.create_task(self._purge())
+        self._expiry.start()
 
     async def stop(self) -> None:
         """Leave what is unfinished to the next process; the engine has stopped before."""
         if ending := [live.running for live in self._live.values() if live.running and live.ending]:
             await asyncio.wait(ending, timeout=self.again_s)
-        tasks = [
-            self._purging,
-            *(task for live in self._live.values() for task in (live.running, live.beginning)),
-        ]
+        tasks = (task for live in self._live.values() for task in (live.running, live.beginning))
         running = [task for task in tasks if task is not None]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await self._expiry.stop()
         await self.webhooks.stop()
         self._store.close()
 
-    async def submit(self, job: Job, counted: AbstractContextManager[None] | None = None) -> Job:
+    async def submit(
+        self,
+        job: Job,
+        counted: AbstractContextManager[None] | None = None,
+        listen: Listener = ignore_all,
+    ) -> Job:
         """Admit and store a job; it is accepted when this returns. One whose key is known is not run again.
 
-        `counted` lasts as long as the job is unfinished: it counts against what its owner may have under way.
+        `listen` hears of its pictures while this process makes them. `counted` lasts as long as the job is
+        unfinished: it counts against what its owner may have under way.
         Raises what that raises when it is entered, `Overloaded`, `NotReady` or `StorageUnavailable`: then
         nothing is kept. While the model is being loaded there is no backlog yet, and jobs are taken in up to
         the bound on unfinished ones.
@@ -136,7 +141,7 @@ class Jobs:
                 message = f"{len(self._live)} jobs are unfinished, the limit is {self._max_unfinished}"
                 raise Overloaded(message, retry_after_s=self.again_s)
             request = msgspec.structs.replace(job.request, id=job.key.id)
-            live = _Live(msgspec.structs.replace(job, request=request, created_s=self._clock()))
+            live = _Live(msgspec.structs.replace(job, request=request, created_s=self._clock()), listen)
             live.counted.enter_context(counted or nullcontext())
             self._live[job.key] = live
             live.accepting = asyncio.create_task(self._accept(live))
@@ -232,6 +237,7 @@ class Jobs:
             await asyncio.wait((running, admitted), return_when=asyncio.FIRST_COMPLETED)
             if not live.admitted.is_set():
                 running.result()  # raises why it was not let in
+            live.job = await self._sources.keep(live.job)
             added = await self._store.run(self._store.add, live.job)
         except BaseException:
             self._forget(live)
@@ -253,6 +259,7 @@ class Jobs:
             if task is not None:
                 task.cancel()
         self._live.pop(live.job.key, None)
+        self._sources.drop(live.job)
         live.counted.close()
         live.parked = True
         live.tell()
@@ -287,14 +294,14 @@ class Jobs:
         def began() -> None:
             live.beginning = live.beginning or asyncio.create_task(self._begin(live))
 
-        watch = Watch(admitted=live.admitted.set, began=began)
+        watch = Watch(admitted=live.admitted.set, began=began, listen=live.listen)
         while True:
             try:
                 if not self._model_is_known():
                     live.admitted.set()
                     await self._engine.wait_ready()
-                request = live.job.request.fitted(self._engine.model)
-                return await self._engine.submit(request, reuse, watch)
+                request = await self._sources.request_of(live.job)
+                return await self._engine.submit(request.fitted(self._engine.model), reuse, watch)
             except (Overloaded, NotReady) as refusal:
                 if not live.admitted.is_set():
                     raise
@@ -318,7 +325,7 @@ class Jobs:
                 change |= {"images": images, "timings": result.timings}
             moved = await self._end(live, **change)
             if moved and result is not None:
-                self._account(live.job, result)
+                self._metrics.result(result)
         except (StorageUnavailable, OSError) as fault:
             log.error("job_not_stored", job=live.job.key.id, reason=str(fault))
             moved = False
@@ -326,20 +333,16 @@ class Jobs:
             await asyncio.to_thread(self._files.drop, [image.name for image in images])
         return moved or live.job.state.final
 
-    def _account(self, job: Job, result: GenerationResult) -> None:
-        self._metrics.result(result)
-        if job.key.owner:
-            self._quotas.spend(job.key.owner, result.device_s, self._clock())
-
     async def _end(self, live: _Live, **change: Any) -> bool:  # noqa: ANN401 - fields of Job
         """Store a final state; False if the job has one already."""
         if not await self._move(live, completed_s=self._clock(), **change):
             return False
         self._live.pop(live.job.key, None)
+        self._sources.drop(live.job)
         live.counted.close()
         self._metrics.job_ended(live.job.key.dialect, live.job.state)
         self._metrics.jobs_unfinished(len(self._live))
-        self._purge_soon.set()
+        self._expiry.soon()
         return True
 
     async def _move(self, live: _Live, *, state: JobState, **change: Any) -> bool:  # noqa: ANN401
@@ -357,33 +360,6 @@ class Jobs:
         live.tell()
         self.webhooks.owe(owed)
         return True
-
-    async def _purge(self) -> None:
-        """Remove what has expired or is beyond the bound, every now and then and after jobs have ended."""
-        loop = asyncio.get_running_loop()
-        swept_s = -math.inf
-        while True:
-            self._purge_soon.clear()
-            try:
-                if loop.time() - swept_s >= PURGE_S:  # first, since a disk that is full takes no statement
-                    swept_s = loop.time()
-                    await asyncio.to_thread(self._files.sweep)
-                await self._purge_once()
-            except (StorageUnavailable, OSError) as fault:
-                log.error("purge_failed", reason=str(fault))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PURGE_S):
-                    await self._purge_soon.wait()
-
-    async def _purge_once(self) -> None:
-        more = True
-        while more:
-            before_s = self._clock() - self._lifetime_s
-            purged = await self._store.run(
-                self._store.purge, before_s=before_s, limit_bytes=self._limit_bytes
-            )
-            await asyncio.to_thread(self._files.drop, purged.files)
-            more = purged.more
 
     def _left_s(self, job: Job) -> float | None:
         return None if job.deadline_s is None else job.deadline_s - self._clock()

@@ -1,8 +1,8 @@
 """The words between the front end and a worker: tagged msgpack messages in length-prefixed frames.
 
 The pipe is an inherited socket pair, so nobody else can speak on it; still every frame is capped before a
-byte of it is stored, and only these types are ever built from it (no pickle). Prompts and seeds go in,
-encoded pictures come out; no tensor crosses.
+byte of it is stored, and only these types are ever built from it (no pickle). Prompts, seeds and the raw
+pixels of sources go in, encoded pictures come out; no tensor crosses.
 """
 
 import struct
@@ -56,7 +56,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
-    """Forget this picture at the next step boundary; a `Failed` says that it is forgotten."""
+    """Forget this picture at the next step boundary; a `Failed` then says so, unless it has its answer."""
 
     id: str
 
@@ -130,11 +130,15 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """This picture cannot be made; `code` is one of `server.errors`."""
+    """This picture cannot be made, or is forgotten; `code` is one of `server.errors`.
+
+    `device_s` is its share of the steps that it took part in.
+    """
 
     id: str
     code: str
     message: str
+    device_s: float = 0.0
 
 
 class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="adapter_loaded"):
@@ -186,7 +190,7 @@ _to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(
 _to_front_decoder: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
 
 
-def frame(message: ToWorker | ToFront) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """Encode one message with its four-byte big-endian length in front."""
     body = _encoder.encode(message)
     return FRAME_HEADER.pack(len(body)) + body

@@ -49,7 +49,7 @@ class Standing:
 
 @dataclass(slots=True)
 class Quotas:
-    """The use of every key. A request `enter`s, may `spend`, and `leave`s."""
+    """The use of every key. A request `enter`s and `leave`s; what its pictures took is `charge`d."""
 
     _uses: dict[str, _Use] = field(default_factory=dict)
 
@@ -85,8 +85,8 @@ class Quotas:
         """Count a request out that entered, however it ended."""
         self._uses[name].running -= 1
 
-    def spend(self, name: str, device_s: float, now: float) -> None:
-        """Charge what was made. What is under way is not counted yet, so that a day may end overdrawn."""
+    def charge(self, name: str, device_s: float, now: float) -> None:
+        """Count what a picture took. One under way is not counted yet, so that a day may end overdrawn."""
         use = self._uses.setdefault(name, _unused(now))
         _begin_day(use, now)
         use.device_s += device_s
@@ -101,7 +101,7 @@ class Quotas:
         """Charge what an earlier process had counted, if it is still the same day."""
         if today.day == _day(now):
             for name, device_s in today.device_s.items():
-                self.spend(name, device_s, now)
+                self.charge(name, device_s, now)
 
     def standings(self, key: Key, now: float) -> list[Standing]:
         """Return where a key stands with each of its limits over time."""

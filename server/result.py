@@ -54,13 +54,13 @@ def result_of(
         id=request.id,
         model=model,
         steps=request.steps,
+        run_steps=request.run_steps,
         images=images,
         timings=_timings(made, total_s=total_s),
         created=int(time.time()),
         cached=cached,
         joined=joined,
         forecast=forecast,
-        device_s=math.fsum(timings.device_s for timings in made),
     )
 
 

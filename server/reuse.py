@@ -33,7 +33,8 @@ def picture_key(image: ImageRequest, model: ModelInfo) -> str:
     """Return a digest of all that decides the bytes of a picture, and of nothing that has no say in them.
 
     Without a pass for it the negative prompt has none, nor has guidance that is off, nor the quality of a
-    format without loss. Of an adapter its file has a say, and not its name.
+    format without loss, nor the pixels of a source that nobody looks at, nor the name of an adapter, which is
+    its file.
     """
     negative = model.uses_negative(image.guidance_scale)
     decides = msgspec.structs.replace(
@@ -47,9 +48,19 @@ def picture_key(image: ImageRequest, model: ModelInfo) -> str:
         key="",
         previews=(),
         adapters=tuple(msgspec.structs.replace(each, name="") for each in image.adapters),
+        source=None,
     )
-    text = msgspec.json.encode((decides, model.decides, __version__))
+    text = msgspec.json.encode((decides, _source_key(image), model.decides, __version__))
     return hashlib.sha256(text).hexdigest()[:32]
+
+
+def _source_key(image: ImageRequest) -> tuple[int, str, str | None, str | None] | None:
+    """Return what decides of a source: the strength only by the steps that it leaves."""
+    if image.source is None:
+        return None
+    pixels, mask, blend = image.source.digests
+    is_seen = image.encodes_source or blend is not None
+    return image.run_steps, pixels if is_seen else "", mask, blend
 
 
 class Gallery:

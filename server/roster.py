@@ -71,9 +71,18 @@ class Pending:
     worker: int | None = None
     began: bool = False  # a step of it has begun
     prolonged: bool = False  # since it was handed over: the worker may have dropped it before it heard that
-    steps_done: int = 0  # denoising steps, of those that its request has
+    steps_done: int = 0  # denoising steps, of those that run for its request
     settled: bool = False
     finished: bool = False  # settled with its picture
+
+    @property
+    def payer(self) -> str:
+        """The API key that is charged for it: of who has waited longest, or of who had it begun."""
+        return self.waiters[0].key if self.waiters else self.image.key
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.width, self.image.height
 
     @property
     def predicted(self) -> float:
@@ -115,7 +124,7 @@ class Pending:
     def advance(self) -> None:
         """Note that a denoising step is done."""
         self.steps_done += 1
-        self.tell(Advanced(self.steps_done, self.image.steps))
+        self.tell(Advanced(self.steps_done, self.image.run_steps))
 
     def tell(self, event: Event) -> None:
         """Tell all who wait and listen."""
@@ -168,17 +177,22 @@ class RunningStep:
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A supervised process and the pictures that it has in hand."""
+    """A supervised process and the pictures that it has in hand.
+
+    `device` is what was asked for until the worker says which one it is.
+    """
 
     supervisor: Supervisor
+    device: str
     in_hand: dict[str, Pending] = field(default_factory=dict)
-    owed: set[str] = field(default_factory=set)  # cancelled, and not yet said to be forgotten
+    owed: dict[str, Pending] = field(default_factory=dict)  # cancelled, and not yet said to be forgotten
     stepping: dict[int, RunningStep] = field(default_factory=dict)  # by lane
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
-    def take(self, pending: Pending, now: float) -> None:
-        """Have it made."""
+    def take(self, pending: Pending, index: int, now: float) -> None:
+        """Have a picture made by this worker, which is the one of `index`."""
+        pending.worker = index
         pending.attempts += 1
         pending.steps_done = 0
         pending.prolonged = False
@@ -187,17 +201,24 @@ class Worker:
         self.in_hand[pending.image.id] = pending
         self.supervisor.send(Submit(image=pending.image_at(now)))
 
-    def take_back(self, pending: Pending) -> None:
-        """Have it forgotten, unless it is answered already."""
-        if self.in_hand.pop(pending.image.id, None) is not None:
-            self.owed.add(pending.image.id)
-            self.supervisor.send(Cancel(id=pending.image.id))
-        self.alone = self.alone and bool(self.in_hand)
-
     def previewed(self, previewed: Previewed) -> None:
         """Hand on a preview, unless nobody wants its picture any more."""
         if pending := self.in_hand.get(previewed.id):
             pending.show(previewed.preview)
+
+    def forget(self, pending: Pending) -> None:
+        """Have a picture forgotten, if the worker has it; what it took is still to be told."""
+        image_id = pending.image.id
+        if self.in_hand.pop(image_id, None) is not None:
+            self.owed[image_id] = pending
+            self.supervisor.send(Cancel(id=image_id))
+        self.alone = self.alone and bool(self.in_hand)
+
+    def give_back(self, image_id: str) -> Pending | None:
+        """Return the picture of this id, which the worker is done with, whether somebody wants it or not."""
+        pending = self.in_hand.pop(image_id, None) or self.owed.pop(image_id, None)
+        self.alone = self.alone and bool(self.in_hand)
+        return pending
 
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""
@@ -296,7 +317,7 @@ def _is_hopeless(supervisor: Supervisor) -> bool:
 
 def wait_for(picture: Image | Pending, request: GenerationRequest, watch: Watch) -> Waiter:
     """Let a request wait for a picture that is there already, or is being made."""
-    previews = preview_steps(request.steps, request.previews)
+    previews = preview_steps(request.run_steps, request.previews)
     waiter = Waiter(request.id, request.key, asyncio.get_running_loop().create_future(), watch, previews)
     if isinstance(picture, Image):
         waiter.settle(picture)
@@ -333,7 +354,7 @@ def progress_of(pendings: Iterable[Pending], request_id: str) -> Progress:
     return Progress(
         pictures=len(awaited),
         steps_done=sum(pending.steps_done for pending in awaited),
-        steps=sum(pending.image.steps for pending in awaited),
+        steps=sum(pending.image.run_steps for pending in awaited),
     )
 
 

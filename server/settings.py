@@ -101,6 +101,7 @@ class Settings(BaseSettings):
             pattern=r"^(|\*|https?://[^\s,/*]+(,https?://[^\s,/*]+)*)$",
         ),
     ] = ""
+    playground: Annotated[bool, Field(description="the page at / where people make pictures")] = True
     forwarded_allow_ips: Annotated[
         str,
         Field(
@@ -117,7 +118,16 @@ class Settings(BaseSettings):
     ] = 75
     max_body_mb: Annotated[
         int, Field(description="bound of a request's body, MiB; more is answered with 413", ge=1, le=1024)
-    ] = 1
+    ] = 32
+    max_image_megapixels: Annotated[
+        int, Field(description="bound of a picture that comes in, before it is unpacked", ge=1, le=200)
+    ] = 25
+    allow_image_urls: Annotated[
+        bool, Field(description="fetch pictures that clients name by URL, under the rules of webhooks")
+    ] = False
+    image_url_allow_networks: Annotated[
+        str, Field(description="networks inside from which pictures may be fetched all the same")
+    ] = ""
     device: Annotated[
         str,
         Field(
@@ -279,7 +289,7 @@ class Settings(BaseSettings):
         Field(description="least severe level that is logged; prompts never are"),
     ] = "info"
 
-    @field_validator("webhook_allow_networks")
+    @field_validator("webhook_allow_networks", "image_url_allow_networks")
     @classmethod
     def _networks_parse(cls, text: str) -> str:
         for each in filter(None, (each.strip() for each in text.split(","))):

@@ -100,7 +100,7 @@ def _worker_stats(worker: Worker, *, pace: float) -> WorkerStats:
     """Describe one worker; `pace` is what pictures really take, compared with the table of costs."""
     return WorkerStats(
         state=worker.supervisor.state,
-        device=worker.supervisor.start_message.device,
+        device=worker.device,
         backlog_s=pace * worker.backlog_s,
         in_hand=len(worker.in_hand),
         sizes=[f"{width}x{height}" for width, height in sorted(worker.sizes)],

@@ -4,17 +4,15 @@ What the worker says goes to the engine through callbacks; which request runs wh
 """
 
 import asyncio
-import contextlib
-import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 import structlog
 
+from server.child import end, spawn
 from server.protocol import (
     FRAME_HEADER,
     MAX_TO_FRONT_BYTES,
@@ -31,10 +29,6 @@ from server.protocol import (
 )
 
 WORKER_COMMAND: Final = (sys.executable, "-m", "server.worker")
-# Threads that wait for each other sleep. Spinning, which is libgomp's default, makes a picture of the small
-# model take 0.6 to 5.8 s instead of 0.2 s while other processes want the two cores, as around every start.
-WORKER_ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "passive"}
-SOURCE_TREE: Final = Path(__file__).resolve().parent.parent  # the packages are run from here, not installed
 READ_BYTES: Final = 1 << 20
 FIRST_DELAY_S: Final = 0.05
 MAX_DELAY_S: Final = 10.0
@@ -115,7 +109,7 @@ class Supervisor:
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._process is not None:  # it was ending already, and that was cancelled
-            await _end(self._process, within_s=0.0)
+            await end(self._process, within_s=0.0)
             self._process = None
         if self.state is not State.REFUSED:
             self._enter(State.STOPPED)
@@ -139,13 +133,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    *("--fd", str(theirs.fileno())),
-                    pass_fds=[theirs.fileno()],
-                    cwd=SOURCE_TREE,
-                    env=WORKER_ENVIRONMENT | os.environ,
-                )
+                self._process = await spawn(self._command, theirs)
             try:
                 reader, self._writer = await asyncio.open_connection(sock=ours, limit=READ_BYTES)
                 self._writer.write(frame(self.start_message))
@@ -155,7 +143,7 @@ class Supervisor:
                     self._writer.transport.abort()
                     self._writer = None
                 self._lose()
-                await _end(self._process, within_s=STOP_S if self._stopping else GONE_S)
+                await end(self._process, within_s=STOP_S if self._stopping else GONE_S)
                 self._process = None
 
     def _lose(self) -> None:
@@ -199,15 +187,3 @@ class Supervisor:
     def _enter(self, state: State) -> None:
         self.state = state
         self._on_change()
-
-
-async def _end(process: asyncio.subprocess.Process, *, within_s: float) -> None:
-    """Wait for a process whose socket is closed; kill it after `within_s`, also when this is cancelled."""
-    try:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), within_s)
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-    await process.wait()

@@ -1,22 +1,19 @@
-"""Webhook calls: signed after Standard Webhooks, retried for hours and over restarts, never to the inside.
+"""Webhook calls: signed, retried for hours and over restarts, never to the inside.
 
 `server.jobs` owes a call when a job moves, in the same transaction; here it is made, at least once, under an
-id that stays the same. What it says is the affair of the job's dialect. Specification:
-https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+id that stays the same. What it says is the affair of the job's dialect, how it is signed `server.signatures`.
 """
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import random
 import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Literal
-from urllib.parse import SplitResult, urlsplit
+from types import MappingProxyType
+from typing import Final, Literal, Protocol
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import httpcore
@@ -25,10 +22,12 @@ import structlog
 
 from server import __version__
 from server.addresses import Addresses, AddressRefused
-from server.errors import InvalidRequest, StorageUnavailable
+from server.errors import StorageUnavailable
 from server.job import Job, JobKey, JobState
 from server.job_store import Delivery, JobStore
 from server.metrics import Metrics
+from server.outbound import CheckedBackend, check_url, target_of
+from server.signatures import Signatures
 
 ATTEMPT_S: Final = 15.0
 ANSWER_BYTES: Final = 64 << 10
@@ -38,13 +37,19 @@ AT_ONCE_PER_HOST: Final = 2
 MAX_ATTEMPTS: Final = 10
 FIRST_RETRY_S: Final = 2.0
 LONGEST_RETRY_S: Final = 3600.0
-RESOLVE_S: Final = 2.0
-MAX_URL_CHARS: Final = 2048
-URL_RULE: Final = "an http or https URL of a public host, without user and password"
 GONE: Final = 410  # the receiver wants no more of it
 
 Outcome = Literal["delivered", "refused", "gone", "failed"]
 Payload = Callable[[Delivery], Awaitable[bytes]]
+
+
+class Signer(Protocol):
+    """Returns the headers that sign a call with this body at this Unix time."""
+
+    def __call__(self, delivery: Delivery, body: bytes, *, now: float) -> dict[str, str]: ...
+
+
+NO_SIGNERS: Final[Mapping[str, Signer]] = MappingProxyType({})
 
 log = structlog.get_logger(__name__)
 
@@ -76,34 +81,30 @@ def retry_after_s(attempts: int, *, chance: float) -> float | None:
     return min(LONGEST_RETRY_S, FIRST_RETRY_S * 3.0 ** (attempts - 1)) * (0.5 + chance)
 
 
-def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the `webhook-signature` of a message; `secret` is `whsec_` and base64."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    signed = f"{message_id}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
-
-
 class Webhooks:
     """Makes the calls that `store` says are owed. `payloads` are the bodies, by the dialect of the job.
 
-    `clock` is Unix time.
+    `signers` are for dialects that sign in a way of their own too. `clock` is Unix time.
     """
 
     def __init__(
         self,
         store: JobStore,
         payloads: Mapping[str, Payload],
+        signatures: Signatures,
         addresses: Addresses,
         *,
         metrics: Metrics,
+        signers: Mapping[str, Signer] = NO_SIGNERS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self.signatures = signatures
         self._payloads = payloads
+        self._signers = signers
         self._addresses = addresses
         self._metrics = metrics
         self._clock = clock
-        self._secret = b""
         self._calls: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -111,22 +112,13 @@ class Webhooks:
         self._orders: WeakValueDictionary[JobKey, asyncio.Lock] = WeakValueDictionary()
         self._pool: httpcore.AsyncConnectionPool | None = None
 
-    def secret_of(self, owner: str) -> str:
-        """Return the key that an owner's calls are signed with: nobody else signs as the server to them.
-
-        All are derived from one that is made once and kept in the data directory.
-        """
-        return "whsec_" + base64.b64encode(hmac.digest(self._secret, owner.encode(), "sha256")).decode()
-
     async def start(self) -> None:
         """Take up what an earlier process still owed."""
-        kept = await self._store.run(self._store.secret, "webhooks", secrets.token_hex(32))
-        self._secret = kept.encode()
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
             max_connections=AT_ONCE,
             max_keepalive_connections=0,  # an address is checked for every call
-            network_backend=_CheckedBackend(self._addresses),
+            network_backend=CheckedBackend(self._addresses),
         )
         self.owe(await self._store.run(self._store.owed))
 
@@ -147,27 +139,8 @@ class Webhooks:
             call.add_done_callback(self._calls.discard)
 
     async def check(self, url: str, *, field: str) -> None:
-        """Raise `InvalidRequest` for a URL that will never be called; `field` is the client's name for it.
-
-        A name that does not resolve at the moment may do so later.
-        """
-        shown = url[:60].encode("unicode_escape").decode("ascii")
-        try:
-            parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError:
-            raise InvalidRequest(f'{field} is "{shown}"; allowed: {URL_RULE}', field=field) from None
-        plain = url.isascii() and url.isprintable() and " " not in url and len(url) <= MAX_URL_CHARS
-        if not plain or parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise InvalidRequest(f'{field} is "{shown}"; allowed: {URL_RULE}', field=field)
-        try:
-            async with asyncio.timeout(RESOLVE_S):
-                await self._addresses.of(parts.hostname, port)
-        except AddressRefused as refused:
-            message = f'{field} is "{shown}": {refused}; allowed: {URL_RULE}'
-            raise InvalidRequest(message, field=field) from None
-        except OSError:
-            return
+        """Raise `InvalidRequest` for a URL that will never be called; `field` is the client's name for it."""
+        await check_url(url, self._addresses, field=field)
 
     async def _deliver(self, delivery: Delivery) -> None:
         while True:
@@ -195,23 +168,20 @@ class Webhooks:
         webhook = delivery.job.webhook
         assert webhook is not None, "only jobs with a webhook owe calls"
         body = await self._payloads[delivery.job.key.dialect](delivery)
-        secret, timestamp = self.secret_of(delivery.job.key.owner), int(self._clock())
         url = urlsplit(webhook.url)
         headers = {
             "Host": url.netloc,
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": f"schnell-server/{__version__}",
-            "webhook-id": delivery.id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": signature(secret, delivery.id, timestamp, body),
+            **self._signed(delivery, body),
         }
         reason = ""
         try:
             async with (
                 asyncio.timeout(ATTEMPT_S),
                 self._pool.stream(
-                    "POST", _target(url), headers=list(headers.items()), content=body
+                    "POST", target_of(url), headers=list(headers.items()), content=body
                 ) as answer,
             ):
                 reason = f"status {answer.status}"
@@ -230,6 +200,12 @@ class Webhooks:
         finally:
             log.info("webhook", id=delivery.id, about=delivery.event, host=url.hostname, outcome=reason)
 
+    def _signed(self, delivery: Delivery, body: bytes) -> dict[str, str]:
+        now = self._clock()
+        headers = self.signatures.standard_headers(delivery, body, now=now)
+        signer = self._signers.get(delivery.job.key.dialect)
+        return headers if signer is None else headers | signer(delivery, body, now=now)
+
     @asynccontextmanager
     async def _turn(self, delivery: Delivery) -> AsyncIterator[None]:
         """Wait for a turn: calls of one job one after the other, a few at once for a host, an owner, all."""
@@ -245,12 +221,6 @@ class Webhooks:
             yield
 
 
-def _target(url: SplitResult) -> httpcore.URL:
-    """Return what to call; httpcore's own reading of a URL loses what follows a semicolon in its path."""
-    target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    return httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target)
-
-
 async def _read_some(answer: httpcore.Response) -> None:
     """Take in a short answer, so that the other side is not cut off while it writes; a long one is left."""
     size_bytes = 0
@@ -258,33 +228,3 @@ async def _read_some(answer: httpcore.Response) -> None:
         size_bytes += len(chunk)
         if size_bytes > ANSWER_BYTES:
             return
-
-
-class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, whatever a name resolves to a moment later.
-
-    TLS is still verified for the name: it is the address of the connection alone that is pinned.
-    """
-
-    def __init__(self, addresses: Addresses) -> None:
-        self._addresses = addresses
-        self._network = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        error: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in await self._addresses.of(host, port):
-            try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as failed:
-                error = failed
-        raise error
-
-    async def sleep(self, seconds: float) -> None:
-        await self._network.sleep(seconds)

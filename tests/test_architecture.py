@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kernels", "model", "server")
 # What each part may import of ours, longest prefix first. `server` alone is the version.
-BELOW_WORKER = ("batcher", "costs", "generation", "protocol", "errors", "logs")
+BELOW_WORKER = ("batcher", "costs", "generation", "inherited", "protocol", "errors", "logs")
+# What runs in processes of its own, with more than the front end may have.
+CHILDREN = ("server.worker", "server.decoder")
 ALLOWED = {
     "server.worker": (
         "server.worker",
@@ -19,6 +21,13 @@ ALLOWED = {
         "model",
         "kernels",
         *(f"server.{name}" for name in BELOW_WORKER),
+    ),
+    "server.decoder": (
+        "server.decoder",
+        "server.decoding",
+        "server.geometry",
+        "server.inherited",
+        "server.protocol",
     ),
     "server.http": ("server",),
     "server.batcher": ("server.costs", "server.fairness", "server.generation"),
@@ -32,6 +41,9 @@ ALLOWED = {
     "server.usage": ("server.quotas",),
     "server.caller": ("server.errors", "server.generation", "server.keys", "server.quotas"),
     "server.protocol": ("server.costs", "server.generation"),
+    "server.geometry": ("server.generation",),
+    "server.decoding": ("server.geometry", "server.protocol"),
+    "server.inherited": ("server.protocol",),
     "server.recent": ("server.costs", "server.protocol"),
     "server.metrics": ("server.errors", "server.generation", "server.protocol", "server.recent"),
     "server": ("server",),
@@ -61,6 +73,10 @@ def rule_for(name: str) -> tuple[str, ...]:
     return ALLOWED[prefix]
 
 
+def is_front(name: str) -> bool:
+    return name.split(".")[0] == "server" and not is_within(name, CHILDREN)
+
+
 def is_within(name: str, allowed: tuple[str, ...]) -> bool:
     return any(name == each or (each not in ("server",) and name.startswith(f"{each}.")) for each in allowed)
 
@@ -72,14 +88,12 @@ def test_imports_point_down(path: Path) -> None:
     for imported in imports(path):
         if imported.split(".")[0] not in PACKAGES:
             continue
-        if name.startswith("server") and not name.startswith("server.worker"):
-            assert not imported.startswith(("server.worker", "model", "kernels")), (
-                f"{name} imports {imported}"
-            )
+        if is_front(name):
+            assert not is_within(imported, (*CHILDREN, "model", "kernels")), f"{name} imports {imported}"
         if allowed != ("server",):
             assert is_within(imported, allowed), f"{name} imports {imported}"
-    if name.startswith("server") and not name.startswith("server.worker"):
-        assert "torch" not in {imported.split(".")[0] for imported in imports(path)}
+    if is_front(name):
+        assert not {"torch", "numpy", "PIL"} & {imported.split(".")[0] for imported in imports(path)}
 
 
 @pytest.mark.parametrize("path", modules(), ids=dotted)

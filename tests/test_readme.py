@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,6 @@ from PIL import Image
 
 from server.keys import parse
 from server.settings import markdown_table
-from tests.e2e.conftest import Server, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,12 +28,13 @@ def block(language: str, word: str) -> str:
     return found
 
 
-def test_make_serve_sets_up_and_serves(tmp_path: Path) -> None:
-    commands = block("bash", "make serve").splitlines()
-    assert [shlex.split(line, comments=True) for line in commands] == [["make", "serve"], ["make", "test"]]
-    with (tmp_path / "log").open("wb") as log:
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of what `make serve` serves."""
+    folder = tmp_path_factory.mktemp("served")
+    with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["make", "serve", f"ARGS=--port 0 --data-dir {tmp_path}"],
+            ["make", "serve", f"ARGS=--port 0 --data-dir {folder} --calibration-s 0"],
             cwd=ROOT,
             stdout=log,
             stderr=log,
@@ -41,31 +42,36 @@ def test_make_serve_sets_up_and_serves(tmp_path: Path) -> None:
         )
     try:
         deadline = time.monotonic() + 300
-        while not (found := re.search(r"url=(\S+)", (tmp_path / "log").read_text())):
+        while not (found := re.search(r"url=(\S+)\s", (folder / "log").read_text())):
             assert time.monotonic() < deadline
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.05)
         with httpx.Client() as client:
             while client.get(f"{found[1]}/readyz").status_code != 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+        yield found[1]
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 
-def test_the_curl_command_writes_a_picture(tmp_path: Path) -> None:
-    with running_server(tmp_path) as server:
-        command = block("bash", "curl").replace("http://127.0.0.1:8000", server.url)
-        subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True, capture_output=True)
-        with Image.open(tmp_path / "circle.png") as image:
-            assert image.size == (256, 256)
-        run_python(block("python", "OpenAI"), server)
+def test_make_serve_sets_up_and_serves(url: str) -> None:
+    commands = block("bash", "make serve").splitlines()
+    assert [shlex.split(line, comments=True) for line in commands] == [["make", "serve"], ["make", "test"]]
+    assert httpx.get(f"{url}/livez").status_code == 200
 
 
-def run_python(code: str, server: Server) -> None:
-    code = code.replace("http://127.0.0.1:8000", server.url) + "\nassert picture.data[0].b64_json\n"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_the_curl_command_writes_a_picture(url: str, tmp_path: Path) -> None:
+    command = block("bash", "curl").replace("http://127.0.0.1:8000", url)
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True, capture_output=True)
+    with Image.open(tmp_path / "circle.png") as image:
+        assert image.size == (256, 256)
+
+
+def test_the_program_in_python_gets_a_picture(url: str) -> None:
+    code = block("python", "OpenAI").replace("http://127.0.0.1:8000", url)
+    subprocess.run([sys.executable, "-c", code + "\nassert picture.data[0].b64_json\n"], check=True)
 
 
 def test_the_commands_for_keys_make_and_revoke_one(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """What an `Accept` header asks for. A header that makes no sense asks for nothing."""
 
 import math
+from typing import Final
+
+HTML: Final = "text/html"
+JSON_TYPES: Final = ("application/json", "application/*", "*/*")
 
 
 def accepted_types(header: str) -> list[str]:
@@ -13,6 +17,12 @@ def accepted_types(header: str) -> list[str]:
         if media_type and weight > 0:
             weighed.append((weight, media_type))
     return [media_type for _, media_type in sorted(weighed, key=lambda each: -each[0])]
+
+
+def prefers_html(header: str) -> bool:
+    """Whether a page is wanted rather than JSON, which who takes anything gets."""
+    known = [each for each in accepted_types(header) if each in (HTML, *JSON_TYPES)]
+    return bool(known) and known[0] == HTML
 
 
 def _weight(text: str) -> float:

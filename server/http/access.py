@@ -10,17 +10,20 @@ import time
 from typing import Final
 
 import structlog
+from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ServerError
 from server.generation import GenerationResult
-from server.http.errors import ERROR_CODES, STATUS, error_body, unexpected_error
+from server.http.errors import ERROR_CODES, Render, unexpected_error
 from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
+from server.http.room import Room
 from server.metrics import Metrics, stage_seconds
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 CLIENT_GONE: Final = 499
+LARGE_BODIES_AT_ONCE: Final = 4  # of the largest size; a body is in memory up to three times while it is read
 FAL_STATUS: Final = "/fal/queue/{owner}/{alias}/requests/{request_id}/status"  # ten times a second
 POLLED: Final = frozenset({"/livez", "/readyz", "/metrics", "/v1/status", FAL_STATUS})  # by machines
 
@@ -28,12 +31,14 @@ log = structlog.get_logger("server.access")
 
 
 class AccessMiddleware:
-    """Plain ASGI, outside of everything else."""
+    """Plain ASGI, outside of everything else; `render` answers faults of ours."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, render: Render) -> None:
         self._app = app
+        self._render = render
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._room = Room(LARGE_BODIES_AT_ONCE * max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +46,7 @@ class AccessMiddleware:
             return
         began_s = time.perf_counter()
         exchange = scope[SCOPE_KEY] = Exchange(
-            _request_id(Headers(scope=scope)), max_body_bytes=self._max_body_bytes
+            _request_id(Headers(scope=scope)), max_body_bytes=self._max_body_bytes, room=self._room
         )
         status, size_bytes = CLIENT_GONE, 0
 
@@ -62,8 +67,10 @@ class AccessMiddleware:
             log.exception("unexpected", request_id=exchange.request_id)
             exchange.outcome = ServerError.code
             if status == CLIENT_GONE:
-                await _send_internal_error(send_with_headers, exchange)
+                answer = self._render(Request(scope), unexpected_error())
+                await answer(scope, receive, send_with_headers)
         finally:
+            exchange.give_room()
             exchange.note["size_bytes"] = size_bytes
             self._finish(scope, exchange, status, time.perf_counter() - began_s)
 
@@ -116,15 +123,3 @@ def _server_timing(result: GenerationResult | None, seconds: float) -> str:
         entries["queue"] += f';desc="position {result.forecast.position}"'
         entries["total"] = f"predicted;dur={result.forecast.finish_s * 1000:.1f}, {entries['total']}"
     return ", ".join(entries.values())
-
-
-async def _send_internal_error(send: Send, exchange: Exchange) -> None:
-    error = unexpected_error()
-    body = error_body(error, exchange.request_id, "server_error")
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-should-retry", str(error.retryable).lower().encode()),
-    ]
-    await send({"type": "http.response.start", "status": STATUS[error.code], "headers": headers})
-    await send({"type": "http.response.body", "body": body})

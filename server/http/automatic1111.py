@@ -16,6 +16,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, ConfigDict, Field
 
+from server.decoding import Fit, Painted
 from server.engine import Engine
 from server.errors import InvalidRequest, ServerError
 from server.generation import (
@@ -25,25 +26,31 @@ from server.generation import (
     MAX_SEED,
     MAX_SIDE,
     MIN_SIDE,
+    MIN_STRENGTH,
     SIDE_MULTIPLE,
     GenerationRequest,
     GenerationResult,
     ModelInfo,
 )
 from server.http.adapter_fields import SCALE_RULE, Asked, chosen
+from server.http.automatic1111_answer import HASH_CHARS, SAMPLER, info_of, options_of, progress_of, title_of
 from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import error_response, message_of, route_class
 from server.http.exchange import exchange_of
+from server.http.input_pictures import BASE64_RULE, EXAMPLE_PICTURE, InputPicture
 from server.http.leniency import Leniency
 from server.http.pictures import Picture, pictures_response
 from server.http.running import Running, caller_of
 from server.http.seeds import given_or_drawn
+from server.http.sources import Names, Sources, Start
 
 DEFAULT_SIDE: Final = 512
-HASH_CHARS: Final = 10
-SAMPLER: Final = "Euler"
+DEFAULT_DENOISING: Final = 0.75
+DEFAULT_BLUR: Final = 4
+MAX_BLUR: Final = 64
+FITS: Final = (Fit.STRETCH, Fit.CROP, Fit.FILL, Fit.STRETCH)
 SAMPLERS: Final = [{"name": SAMPLER, "aliases": ["k_euler"], "options": {}}]
 SCHEDULERS: Final = [
     {"name": "simple", "label": "Simple", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
@@ -115,6 +122,41 @@ class TextToImageBody(LenientBody):
     ] = None
 
 
+class ImageToImageBody(TextToImageBody):
+    """`POST /sdapi/v1/img2img`; what is not listed is accepted and ignored."""
+
+    init_images: Annotated[
+        list[InputPicture], Field(min_length=1, max_length=1, description=f"a list of one: {BASE64_RULE}")
+    ]
+    denoising_strength: Annotated[
+        float | None,
+        Field(
+            ge=MIN_STRENGTH,
+            le=1,
+            description=f"a number from {MIN_STRENGTH} to 1: how much of the picture is drawn anew, "
+            f"{DEFAULT_DENOISING} if absent",
+        ),
+    ] = None
+    mask: Annotated[
+        InputPicture | None, Field(description=f"{BASE64_RULE}; what is white in it is drawn anew")
+    ] = None
+    inpainting_mask_invert: Annotated[
+        bool | None, Field(description="1 or true: what is black in the mask is drawn anew")
+    ] = None
+    mask_blur: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=MAX_BLUR,
+            description=f"pixels from 0 to {MAX_BLUR} over which what is kept goes over into what is new",
+        ),
+    ] = None
+    resize_mode: Annotated[
+        int | None,
+        Field(ge=0, le=3, description="0: stretched, 1: cropped, 2: filled up with its edges, 3: as 0"),
+    ] = None
+
+
 EXAMPLE: Final[dict[str, Any]] = {
     "prompt": "a red circle",
     "width": 256,
@@ -123,9 +165,11 @@ EXAMPLE: Final[dict[str, Any]] = {
     "seed": 42,
     "batch_size": 1,
 }
+PICTURE_EXAMPLE: Final = EXAMPLE | {"init_images": [EXAMPLE_PICTURE], "denoising_strength": 0.6}
+MADE: Final = described(*BODY_ERRORS, *ENGINE_ERRORS, "not_found")
 
 
-def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
+def automatic1111_router(engine: Engine, sources: Sources, leniency: Leniency) -> APIRouter:
     """Return the routes under `/sdapi/v1`."""
     router = APIRouter(prefix="/sdapi/v1", route_class=route_class(render_error), tags=["AUTOMATIC1111"])
     running = Running()
@@ -134,21 +178,33 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
     @router.post(
         "/txt2img",
         summary="Make pictures",
-        responses=described(*BODY_ERRORS, *ENGINE_ERRORS, "not_found"),
+        responses=MADE,
         openapi_extra=json_schema(TextToImageBody, EXAMPLE),
     )
     async def txt2img(http: Request) -> Response:
         body = await read_json(http, TextToImageBody)
+        return await answer(http, body, requested(http, body))
+
+    @router.post(
+        "/img2img",
+        summary="Make pictures of a picture",
+        responses=MADE,
+        openapi_extra=json_schema(ImageToImageBody, PICTURE_EXAMPLE),
+    )
+    async def img2img(http: Request) -> Response:
+        body = await read_json(http, ImageToImageBody)
+        asked = requested(http, body)
+        return await answer(http, body, await sources.begin(http, asked, start_of(body, asked)))
+
+    def requested(http: Request, body: TextToImageBody) -> GenerationRequest:
         check_checkpoint(body.override_settings, engine.model, leniency, http)
-        asked = to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
+        return to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
+
+    async def answer(http: Request, body: TextToImageBody, asked: GenerationRequest) -> Response:
         seeded = body.seed is not None and body.seed >= 0
         with running.call(caller_of(http), secrets.token_hex(8), asked, body, now=time.monotonic()) as call:
             result = await call.run(generate(engine, http, call.request, seeded=seeded))
         return to_response(body, asked, result, engine.model)
-
-    @router.post("/img2img", summary="Not supported yet", responses=described("invalid_request", "not_ready"))
-    async def img2img() -> Response:
-        raise InvalidRequest("img2img is not supported by this version of the server; allowed: txt2img")
 
     @router.post("/interrupt", summary="Stop what this caller has running", responses=described())
     async def interrupt(http: Request) -> Response:
@@ -158,11 +214,11 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
 
     @router.get("/progress", summary="How far what this caller has running is", responses=described())
     async def progress(http: Request) -> Response:
-        return _json(_progress(engine, running, caller_of(http), now=time.monotonic()))
+        return _json(progress_of(engine, running.of(caller_of(http)), now=time.monotonic()))
 
     @router.get("/options", summary="Settings", responses=loaded)
     async def options() -> Response:
-        return _json(_options(engine.model))
+        return _json(options_of(engine.model))
 
     @router.post(
         "/options",
@@ -181,7 +237,7 @@ def automatic1111_router(engine: Engine, leniency: Leniency) -> APIRouter:
         return _json(
             [
                 {
-                    "title": _title(model),
+                    "title": title_of(model),
                     "model_name": model.name,
                     "hash": model.digest[:HASH_CHARS],
                     "sha256": model.digest,
@@ -233,7 +289,7 @@ def check_checkpoint(
 ) -> None:
     """Look at the model that was asked for; its title and its hash are names too."""
     name = options.sd_model_checkpoint if options else None
-    if name not in (None, "", _title(model), model.digest, model.digest[:HASH_CHARS]):
+    if name not in (None, "", title_of(model), model.digest, model.digest[:HASH_CHARS]):
         leniency.check_model(name, model, http, field="sd_model_checkpoint")
 
 
@@ -274,6 +330,23 @@ def _adapters_in(prompt: str) -> Iterator[Asked]:
         yield Asked(name, scale, "prompt")
 
 
+def start_of(body: ImageToImageBody, asked: GenerationRequest) -> Start:
+    """Return what a request starts from, in the size that it asks for, as the original has it."""
+    blur = DEFAULT_BLUR if body.mask_blur is None else round(body.mask_blur)
+    return Start(
+        image=body.init_images[0],
+        mask=body.mask,
+        strength=DEFAULT_DENOISING if body.denoising_strength is None else body.denoising_strength,
+        width=asked.width,
+        height=asked.height,
+        fit=FITS[body.resize_mode or 0],
+        painted=Painted.DARK if body.inpainting_mask_invert else Painted.LIGHT,
+        blur=blur,
+        bare=True,
+        names=Names(image="init_images", mask="mask"),
+    )
+
+
 def to_response(
     body: TextToImageBody, request: GenerationRequest, result: GenerationResult, model: ModelInfo
 ) -> Response:
@@ -281,8 +354,8 @@ def to_response(
     return pictures_response(
         {
             "images": [Picture(image.data) for image in result.images if body.send_images is not False],
-            "parameters": body.model_dump(),
-            "info": msgspec.json.encode(_info(body, request, model)).decode(),
+            "parameters": body.model_dump(exclude={"init_images", "mask"}),
+            "info": msgspec.json.encode(info_of(request, model, batch_size=body.batch_size or 1)).decode(),
         }
     )
 
@@ -292,87 +365,6 @@ def render_error(request: Request, error: ServerError) -> Response:
     message = message_of(error)
     content = {"error": error.code, "detail": message, "body": "", "errors": message}
     return error_response(request, error, msgspec.json.encode(content))
-
-
-def _info(body: TextToImageBody, request: GenerationRequest, model: ModelInfo) -> dict[str, Any]:
-    seeds = [image.seed for image in request.images()]
-    count = len(seeds)
-    return {
-        "prompt": body.prompt,
-        "all_prompts": [body.prompt] * count,
-        "negative_prompt": request.negative_prompt,
-        "all_negative_prompts": [request.negative_prompt] * count,
-        "seed": seeds[0],
-        "all_seeds": seeds,
-        "subseed": seeds[0],
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
-        "width": request.width,
-        "height": request.height,
-        "sampler_name": SAMPLER,
-        "cfg_scale": 1.0,
-        "steps": request.steps,
-        "batch_size": body.batch_size or 1,
-        "sd_model_name": model.name,
-        "sd_model_hash": model.digest[:HASH_CHARS],
-        "index_of_first_image": 0,
-        "infotexts": [_infotext(body.prompt, request, model, seed) for seed in seeds],
-        "styles": [],
-        "extra_generation_params": {},
-    }
-
-
-def _infotext(prompt: str, request: GenerationRequest, model: ModelInfo, seed: int) -> str:
-    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
-    return (
-        f"{prompt}{negative}\nSteps: {request.steps}, Sampler: {SAMPLER}, CFG scale: 1.0, "
-        f"Seed: {seed}, Size: {request.width}x{request.height}, "
-        f"Model hash: {model.digest[:HASH_CHARS]}, Model: {model.name}"
-    )
-
-
-def _progress(engine: Engine, running: Running, caller: str, *, now: float) -> dict[str, Any]:
-    """How far all that `caller` has running is; the step shown is that of its oldest request."""
-    calls = running.of(caller)
-    pictures = sum(call.request.num_images for call in calls)
-    progresses = [engine.progress(call.request.id) for call in calls]
-    finished = pictures - sum(progress.pictures for progress in progresses)
-    total = sum(call.request.num_images * call.request.steps for call in calls)
-    left = sum(progress.steps - progress.steps_done for progress in progresses)
-    done = (total - left) / total if total else 0.0
-    since_s = now - min((call.began_s for call in calls), default=now)
-    first = progresses[0] if progresses else None
-    return {
-        "progress": done,
-        "eta_relative": since_s * (1 - done) / done if done else 0.0,
-        "state": {
-            "skipped": False,
-            "interrupted": False,
-            "stopping_generation": False,
-            "job": "txt2img" if calls else "",
-            "job_count": pictures,
-            "job_timestamp": "0",
-            "job_no": finished,
-            "sampling_step": -(-first.steps_done // first.pictures) if first and first.pictures else 0,
-            "sampling_steps": calls[0].request.steps if calls else 0,
-        },
-        "current_image": None,
-        "textinfo": None,
-    }
-
-
-def _options(model: ModelInfo) -> dict[str, Any]:
-    return {
-        "sd_model_checkpoint": _title(model),
-        "sd_checkpoint_hash": model.digest,
-        "sd_vae": "Automatic",
-        "samples_format": "png",
-        "CLIP_stop_at_last_layers": 1,
-    }
-
-
-def _title(model: ModelInfo) -> str:
-    return f"{model.name} [{model.digest[:HASH_CHARS]}]"
 
 
 def _json(content: object) -> Response:

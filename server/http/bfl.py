@@ -5,7 +5,6 @@ send 28 steps. Their webhook's body is not published in full: ours says what `ge
 """
 
 import math
-import re
 import uuid
 from typing import Annotated, Any, Final, Literal
 
@@ -13,6 +12,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
+from server.decoding import Fit
 from server.engine import Engine
 from server.errors import InvalidRequest, NotFound, ServerError
 from server.generation import (
@@ -20,21 +20,24 @@ from server.generation import (
     MAX_SEED,
     MAX_SIDE,
     MIN_SIDE,
+    MIN_STRENGTH,
     SIDE_MULTIPLE,
     GenerationRequest,
     ModelInfo,
 )
-from server.http.body import NOT_YET, RequestBody, Text, json_schema, read_json
+from server.http.body import RequestBody, Text, json_schema, read_json
 from server.http.calls import submit_job
 from server.http.description import BODY_ERRORS, KEY_ERRORS, described
 from server.http.errors import STATUS, error_response, message_of, route_class
 from server.http.exchange import key_of
+from server.http.input_pictures import BASE64_RULE, InputPicture
 from server.http.leniency import Leniency
 from server.http.models import model_if_loaded
 from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_response
 from server.http.seeds import given_or_drawn
 from server.http.sizes import nearest_size
+from server.http.sources import REPAINT, Names, Sources, Start
 from server.job import Job, JobKey, JobState, Webhook
 from server.job_store import Delivery
 from server.jobs import Jobs
@@ -44,7 +47,7 @@ DIALECT: Final = "bfl"
 MODELS: Final = ("flux-schnell", "flux-dev", "flux-pro", "flux-pro-1.1")
 DEFAULT_SIZE: Final = (1024, 768)
 MEGAPIXEL: Final = 1024 * 1024
-RATIO: Final = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
+RATIO: Final = r"^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}$"
 RATIO_RULE: Final = "two whole numbers such as 16:9; counts where width and height are not given"
 SIDE_RULE: Final = (
     f"pixels from 1 to 14142; what is beyond {MAX_SIDE} is made smaller in proportion, then sides are "
@@ -65,7 +68,7 @@ class FluxBody(RequestBody):
     ]
     width: AnySide = None
     height: AnySide = None
-    aspect_ratio: Annotated[str | None, Field(pattern=RATIO.pattern, description=RATIO_RULE)] = None
+    aspect_ratio: Annotated[str | None, Field(pattern=RATIO, description=RATIO_RULE)] = None
     steps: Annotated[
         int | None, Field(ge=1, le=1000, description="a whole number of steps from 1 to the model's limit")
     ] = None
@@ -77,8 +80,19 @@ class FluxBody(RequestBody):
     ] = None
     output_format: Annotated[Literal["jpeg", "png"] | None, Field(description='"jpeg" or "png"')] = None
     webhook_url: Annotated[str | None, Field(description="the URL to call")] = None
-    image_prompt: Annotated[None, Field(description=NOT_YET)] = None
-    input_image: Annotated[None, Field(description=NOT_YET)] = None
+    image_prompt: Annotated[
+        InputPicture | None, Field(description=f"{BASE64_RULE}; or its URL, where the server allows that")
+    ] = None
+    input_image: Annotated[
+        InputPicture | None, Field(description="the same under the name of newer models; goes first")
+    ] = None
+    mask: Annotated[
+        InputPicture | None, Field(description=f"{BASE64_RULE}; what is white in it is drawn anew")
+    ] = None
+    image_prompt_strength: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="a number from 0 to 1: how much is kept of the picture, 0.4 if absent"),
+    ] = None
 
 
 EXAMPLE: Final[dict[str, Any]] = {"prompt": "a red circle", "width": 256, "height": 256, "seed": 42}
@@ -94,7 +108,9 @@ SUBMITTED: Final = described(
 FOUND: Final = described("not_found", "storage_unavailable", statuses=STATUSES)
 
 
-def bfl_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> APIRouter:
+def bfl_router(
+    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+) -> APIRouter:
     """Return the routes under `/bfl/v1`."""
     router = APIRouter(prefix="/bfl/v1", route_class=route_class(render_error), tags=["Black Forest Labs"])
 
@@ -114,9 +130,12 @@ def bfl_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency)
             await jobs.webhooks.check(body.webhook_url, field="webhook_url")
             webhook = Webhook(url=body.webhook_url, events=("completed",))
         base_url = outputs.base_url(http)
+        request = to_request(body, served, leniency, id="")
+        if start := start_of(body):
+            request = await sources.begin(http, request, start)
         wanted = Job(
             key=JobKey(DIALECT, key_of(http), str(uuid.uuid4())),
-            request=to_request(body, served, leniency, id=""),
+            request=request,
             seeded=body.seed is not None,
             input={"model": model},
             base_url=base_url,
@@ -148,6 +167,31 @@ def to_request(body: FluxBody, model: ModelInfo | None, leniency: Leniency, *, i
         seed=given_or_drawn(body.seed),
         max_sequence_length=fit.sequence_length,
         image_format=body.output_format or "jpeg",
+    )
+
+
+def start_of(body: FluxBody) -> Start | None:
+    """Return what a request starts from, if that is a picture; without one nothing is said of it.
+
+    A size of another proportion is covered, and the rest cut off.
+    """
+    name = "image_prompt" if body.input_image is None else "input_image"
+    image: InputPicture | None = getattr(body, name)
+    if image is None:
+        return None
+    kept = body.image_prompt_strength
+    named = body.model_fields_set & {"width", "height", "aspect_ratio"}
+    width, height = size_of(body) if named else (None, None)
+    return Start(
+        image=image,
+        mask=body.mask,
+        strength=None if kept is None else max(MIN_STRENGTH, 1 - kept),
+        mask_strength=REPAINT,
+        width=width,
+        height=height,
+        fit=Fit.CROP,
+        bare=True,
+        names=Names(image=name, mask="mask"),
     )
 
 

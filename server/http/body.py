@@ -17,10 +17,10 @@ from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest, MalformedBody, RequestTooLarge, UnsupportedMediaType
 from server.http.exchange import ClientGone, exchange_of
+from server.http.room import FREE_BYTES
 
 SHOWN_CHARS: Final = 60
 CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-NOT_YET: Final = "not supported by this version of the server; leave it out"
 
 Body = TypeVar("Body", bound="RequestBody")
 
@@ -44,21 +44,20 @@ Text = Annotated[str, AfterValidator(_without_controls)]
 
 async def read_json(request: Request, kind: type[Body]) -> Body:
     """Read and check the body; raises `InvalidRequest` or one of its kinds."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(
-            f"content-type is {shown(media_type)}; allowed: application/json", field="content-type"
-        )
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise UnsupportedMediaType(
-            f"content-encoding is {shown(encoding)}; allowed: identity", field="content-encoding"
-        )
-    body = await _read(request)
+    check_media_type(request, "application/json")
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(await read_body(request))
     except ValidationError as error:
-        raise _explained(error, kind) from None
+        raise explained(error, kind) from None
+
+
+def check_media_type(request: Request, *allowed: str) -> str:
+    """Return of which type the body is; raises `UnsupportedMediaType`."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in allowed:
+        message = f"content-type is {shown(media_type)}; allowed: {' or '.join(allowed)}"
+        raise UnsupportedMediaType(message, field="content-type")
+    return media_type
 
 
 def check_query(request: Request, kind: type[Body]) -> Body:
@@ -70,27 +69,40 @@ def check_query(request: Request, kind: type[Body]) -> Body:
     try:
         return kind.model_validate(dict(request.query_params), strict=False)
     except ValidationError as error:
-        raise _explained(error, kind) from None
+        raise explained(error, kind) from None
 
 
-async def _read(request: Request) -> bytes:
-    """Read the body up to the limit; one that is announced as longer is refused before it is sent."""
-    limit_bytes = exchange_of(request).max_body_bytes
+async def read_body(request: Request) -> bytes:
+    """Read the body up to the limit; one that is announced as longer is refused before it is sent.
+
+    A large one is read when there is room for it.
+    """
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"content-encoding is {shown(encoding)}; allowed: identity", field="content-encoding"
+        )
+    exchange = exchange_of(request)
+    limit_bytes = exchange.max_body_bytes
     too_large = RequestTooLarge(f"the body is larger than the limit of {limit_bytes} bytes")
-    if int(request.headers.get("content-length", 0)) > limit_bytes:  # the parser lets only digits through
+    length = int(request.headers.get("content-length", 0))  # the parser lets only digits through
+    if length > limit_bytes:
         raise too_large
+    await exchange.take_room(length)
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit_bytes:
                 raise too_large
+            if len(body) > FREE_BYTES:
+                await exchange.take_room(limit_bytes)  # it comes in chunks, of which nobody knows how many
     except ClientDisconnect:
         raise ClientGone from None
     return bytes(body)
 
 
-def _explained(error: ValidationError, kind: type[RequestBody]) -> InvalidRequest:
+def explained(error: ValidationError, kind: type[RequestBody]) -> InvalidRequest:
     """Turn pydantic's first finding into one sentence with field, value and what is allowed."""
     finding = error.errors(include_url=False, include_context=True)[0]
     if not finding["loc"] and finding["type"] in ("json_invalid", "model_type", "model_attributes_type"):
@@ -102,8 +114,6 @@ def _explained(error: ValidationError, kind: type[RequestBody]) -> InvalidReques
         known = ", ".join(sorted(kind.model_fields))
         return InvalidRequest(f"{name} is not a field of this request; allowed: {known}", field=name)
     allowed = (field.description if field else None) or "another value"
-    if allowed == NOT_YET:
-        return InvalidRequest(f"{name} is {NOT_YET}", field=name)
     if finding["type"] == "missing":
         return InvalidRequest(f"{name} is missing; it is {allowed}", field=name, missing=True)
     reason = f" ({shown(str(finding['msg']), quote='')})" if finding["type"] == "value_error" else ""
@@ -117,7 +127,7 @@ def _path(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], Fi
     """
     name, *rest = location
     field = next((field for own, field in kind.model_fields.items() if name in _names(own, field)), None)
-    inner = None if field is None else _object_of(field.annotation)
+    inner = object_of(field)
     if inner is None or not rest:
         return [name], field
     index = [rest.pop(0)] if rest[0].isdigit() else []  # of an object in a list
@@ -132,11 +142,15 @@ def _names(own: str, field: FieldInfo) -> Sequence[object]:
     return alias.choices if isinstance(alias, AliasChoices) else (own,)
 
 
-def _object_of(annotation: object) -> type[BaseModel] | None:
+def object_of(field: FieldInfo | None) -> type[BaseModel] | None:
     """Return the kind of object that a field holds, alone or in a list, if it holds one."""
+    return None if field is None else _object_in(field.annotation)
+
+
+def _object_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((kind for part in get_args(annotation) if (kind := _object_of(part))), None)
+    return next((kind for part in get_args(annotation) if (kind := _object_in(part))), None)
 
 
 def shown(value: object, quote: str = '"') -> str:

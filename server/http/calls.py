@@ -10,6 +10,7 @@ from fastapi import Request
 
 from server.engine import Engine
 from server.errors import NotReady
+from server.events import Listener, ignore_all
 from server.generation import GenerationRequest, GenerationResult
 from server.http.cache_control import cache_status, reuse_of
 from server.http.exchange import ClientGone, exchange_of
@@ -44,13 +45,12 @@ async def generate(
     assert caller is not None, "routes that make pictures are guarded"
     request = caller.sign(request)
     exchange.note.update(
-        width=request.width, height=request.height, steps=request.steps, images=request.num_images
+        width=request.width, height=request.height, steps=request.run_steps, images=request.num_images
     )
     reuse = reuse_of(http, seeded=seeded)
 
     async def make() -> GenerationResult:
         exchange.result = await engine.submit(request, reuse, watch)
-        caller.spend(exchange.result.device_s)
         exchange.headers["Cache-Status"] = cache_status(exchange.result, reuse, seeded=seeded)
         return exchange.result
 
@@ -59,18 +59,18 @@ async def generate(
             result = await unless_client_leaves(http, make() if once is None else once.answer(http, make))
     finally:
         exchange.headers |= limit_headers(caller.standings())
-    exchange.headers["X-Steps"] = str(result.steps)
+    exchange.headers["X-Steps"] = str(result.run_steps)
     return result
 
 
-async def submit_job(jobs: Jobs, http: Request, job: Job) -> Job:
+async def submit_job(jobs: Jobs, http: Request, job: Job, listen: Listener = ignore_all) -> Job:
     """Accept a job in the caller's name; raises what `Jobs.submit` raises, or what a key may not."""
     exchange = exchange_of(http)
     caller = exchange.caller
     assert caller is not None, "routes that make pictures are guarded"
     signed = msgspec.structs.replace(job, request=caller.sign(job.request))
     try:
-        accepted = await jobs.submit(signed, caller.entering())
+        accepted = await jobs.submit(signed, caller.entering(), listen)
     finally:
         exchange.headers |= limit_headers(caller.standings())
     exchange.note["job"] = accepted.key.id

@@ -26,13 +26,16 @@ from server.errors import (
     GenerationFailed,
     InvalidRequest,
     MalformedBody,
+    MethodNotAllowed,
     NotAcceptable,
+    NotFound,
     NotReady,
+    RequestTooLarge,
     ServerError,
     UnsupportedMediaType,
 )
 from server.generation import GenerationRequest, GenerationResult
-from server.http.accept import accepted_types
+from server.http.accept import accepted_types, prefers_html
 from server.http.body import RequestBody, json_schema, read_json, shown
 from server.http.calls import finished_job, generate, submit_job
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
@@ -41,8 +44,18 @@ from server.http.exchange import exchange_of, key_of
 from server.http.leniency import Leniency
 from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_json, pictures_response
-from server.http.predictions import INPUT_EXAMPLE, OUTPUT_SCHEMA, Input, logs_of, output_of, to_request
+from server.http.playground import Playground
+from server.http.predictions import (
+    INPUT_EXAMPLE,
+    OUTPUT_SCHEMA,
+    Input,
+    logs_of,
+    output_of,
+    start_of,
+    to_request,
+)
 from server.http.running import Call, Running, caller_of
+from server.http.sources import Sources
 from server.job import Job, JobKey, Webhook
 from server.job_store import Delivery
 from server.jobs import Jobs
@@ -50,7 +63,7 @@ from server.webhooks import Payload
 
 DIALECT: Final = "cog"
 COG_VERSION: Final = "0.23.1"  # whose answers these are
-PREDICTION_ID: Final = re.compile(r"[^\x00-\x1f\x7f/]{1,128}")
+PREDICTION_ID: Final = re.compile(r"^[^\x00-\x1f\x7f/]{1,128}$")
 ASYNC: Final = "respond-async"
 ID_RULE: Final = "text of 1 to 128 characters, without slashes and control characters"
 STATUSES: Final = {
@@ -114,8 +127,15 @@ class PredictionBody(RequestBody):
 EXAMPLE: Final[dict[str, Any]] = {"input": INPUT_EXAMPLE}
 
 
-def cog_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> APIRouter:
-    """Return the routes of a Cog container."""
+def cog_router(
+    engine: Engine,
+    jobs: Jobs,
+    outputs: Outputs,
+    sources: Sources,
+    leniency: Leniency,
+    playground: Playground | None,
+) -> APIRouter:
+    """Return the routes of a Cog container; its index is the `playground` for those who prefer HTML."""
     router = APIRouter(route_class=route_class(render_error), tags=["Cog"])
     running = Running()
     as_data = replace(outputs, rule="data")
@@ -134,9 +154,15 @@ def cog_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency)
     @router.head("/", include_in_schema=False)
     @router.get("/", summary="Where things are", responses=described())
     async def index(http: Request) -> Response:
-        if "text/html" in accepted_types(http.headers.get("accept", "")):
-            return RedirectResponse("docs", 303)
-        return _json(INDEX)
+        answer: Response
+        if not prefers_html(http.headers.get("accept", "")):
+            answer = _json(INDEX)
+        elif playground is None:
+            answer = RedirectResponse("docs", 303)
+        else:
+            answer = playground.page(http)
+        answer.headers["Vary"] = "Accept"
+        return answer
 
     @router.get("/health-check", summary="How the model is", responses=described())
     async def health_check() -> Response:
@@ -195,6 +221,8 @@ def cog_router(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency)
         if "text/event-stream" in accepted_types(http.headers.get("accept", "")):
             raise NotAcceptable("there is no stream of a prediction; allowed: Accept: application/json")
         request = to_request(body.input, engine.model, leniency, id=exchange_of(http).request_id)
+        if start := start_of(body.input):
+            request = await sources.begin(http, request, start)
         if call := running.find(caller_of(http), name):
             assert isinstance(call.body, PredictionBody), "nothing else runs here"
             return _json(_state(name, call) | {"input": _sent(call.body)}, 202)
@@ -284,7 +312,7 @@ def render_error(request: Request, error: ServerError) -> Response:
         case MalformedBody() | UnsupportedMediaType():
             body = message.encode()
             return error_response(request, error, body, statuses=STATUSES, media_type="text/plain")
-        case NotAcceptable():
+        case NotAcceptable() | NotFound() | MethodNotAllowed() | RequestTooLarge():
             content: object = {"error": message}
         case InvalidRequest():
             content = {"detail": [_detail(error, message)]}

@@ -19,7 +19,8 @@ from server.http.errors import error_body, error_kind
 
 MAX_HEAD_BYTES: Final = 64 << 10
 MAX_HEADERS: Final = 100
-RECEIPT_S: Final = 15.0  # from the first byte of a request to the last of its body
+RECEIPT_S: Final = 15.0  # from the first byte of a request to the last of its body, unless that is large:
+BODY_BYTES_PER_RECEIPT: Final = 1 << 20  # who brings so much of a body in that time has it once more
 WRITE_CHECK_S: Final = 5.0
 WRITE_BYTES_PER_CHECK: Final = 16 << 10
 LINGER_S: Final = 1.0  # closing on a client that still sends would destroy the answer on its way
@@ -43,6 +44,7 @@ class Connection(HttpToolsProtocol):
         self._requests = 0
         self._refused = False
         self._plain_head = b""  # what a request that offers an upgrade would be without the offer
+        self._body_bytes = 0  # that came since the receipt was last expected
         self._receipt: asyncio.TimerHandle | None = None
         self._progress: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
@@ -66,6 +68,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, RequestTooLarge(f"the head is longer than {MAX_HEAD_BYTES} bytes"))
             return
         requests = self._requests
+        self._body_bytes += 0 if self._in_head else len(data)
         self._parse(data)
         if self._in_head and self._requests == requests:
             self._head_bytes += len(data)
@@ -144,13 +147,16 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join((self.parser.get_method() + b" " + self.url + b" HTTP/1.1", *kept, b"", b""))
 
     def _expect_request(self) -> None:
+        self._body_bytes = 0
         self._receipt = self.loop.call_later(self.receipt_s, self._too_slow)
 
     def _too_slow(self) -> None:
         self._receipt = None
         busy = self.cycle is not None and not self.cycle.response_complete
         if self._in_request and self.flow.read_paused:
-            self._expect_request()  # it is we who do not read, since an earlier request is at work
+            self._expect_request()  # it is we who do not read: an earlier request, or many, are at work
+        elif self._in_request and self._body_bytes >= BODY_BYTES_PER_RECEIPT:
+            self._expect_request()
         elif self._in_request:
             self._refuse(408, MalformedBody(f"the request did not arrive within {self.receipt_s:g} s"))
         elif not busy:

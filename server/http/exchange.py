@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 from server.caller import Caller
 from server.generation import GenerationResult
+from server.http.room import FREE_BYTES, Room
 
 SCOPE_KEY = "schnell.exchange"
 
@@ -25,11 +26,24 @@ class Exchange:
 
     request_id: str
     max_body_bytes: int
+    room: Room = field(default_factory=lambda: Room(0))
+    taken_bytes: int = 0
     outcome: str = "ok"
     result: GenerationResult | None = None
     caller: Caller | None = None
     note: dict[str, object] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+
+    async def take_room(self, size_bytes: int) -> None:
+        """Take room for a body of this length, once; raises `Overloaded`."""
+        if size_bytes > FREE_BYTES and not self.taken_bytes:
+            await self.room.take(size_bytes)
+            self.taken_bytes = size_bytes
+
+    def give_room(self) -> None:
+        """The body is not needed any more."""
+        self.room.give(self.taken_bytes)
+        self.taken_bytes = 0
 
 
 def exchange_in(scope: Scope) -> Exchange:

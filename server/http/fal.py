@@ -1,21 +1,23 @@
 """fal's API: an app run at once at `/fal/run`, the queue at `/fal/queue`, and both through `/api/fal/proxy`.
 
 A run keeps nothing, so its pictures are `data:` addresses; where the server's setting wants URLs, it is a job
-that is waited for. `/stream` of an app is the same with the output as its one event.
+that is waited for. `/stream` of an app is the same with previews on the way.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.engine import Engine
 from server.errors import DeadlineExceeded, MalformedHeader
-from server.generation import GenerationResult
+from server.generation import GenerationRequest, GenerationResult
 from server.http.body import json_schema, read_json, shown
 from server.http.calls import finished_job, generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
@@ -31,18 +33,24 @@ from server.http.fal_app import (
     output_of,
     priority_of,
     render_error,
+    start_of,
     start_timeout_s,
     to_request,
 )
 from server.http.fal_queue import Queue, queue_routers
+from server.http.fal_stream import PREVIEWS, FalScript
 from server.http.leniency import Leniency
 from server.http.outputs import Outputs
-from server.http.pictures import Picture, pictures_event_response, pictures_response
+from server.http.pictures import Picture, pictures_response
+from server.http.sources import Sources
+from server.http.story import event_response
 from server.jobs import Jobs
-from server.roster import Watch
+from server.roster import UNWATCHED, Watch
+from server.signatures import Signatures
 
 TARGET: Final = "x-fal-target-url"
 TARGETS: Final = {"fal.run": "/fal/run", "queue.fal.run": "/fal/queue"}
+KEYS_S: Final = 3600  # that receivers of webhooks may keep the key
 TARGET_RULE: Final = f"an https URL of {' or '.join(TARGETS)}"
 ERRORS: Final = (*BODY_ERRORS, *ENGINE_ERRORS, "malformed_header", "not_found", "storage_unavailable")
 BODY: Final = json_schema(Input, EXAMPLE) | {"parameters": HEADER_PARAMETERS}
@@ -52,7 +60,10 @@ RUN: Final[dict[str, Any]] = {
 }
 STREAM: Final[dict[str, Any]] = {
     "responses": described(
-        *ERRORS, ok={"text/event-stream": {}}, ok_text="The output as an event", statuses=STATUSES
+        *ERRORS,
+        ok={"text/event-stream": {}},
+        ok_text="Previews, then the output",
+        statuses=STATUSES,
     ),
     "openapi_extra": BODY,
 }
@@ -75,15 +86,20 @@ PROXY: Final[dict[str, Any]] = {
 }
 
 
-def fal_routers(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> list[APIRouter]:
+def fal_routers(
+    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+) -> list[APIRouter]:
     """Return all routes of the dialect."""
-    queue = Queue(engine, jobs, outputs, leniency)
-    direct = [_run_router(engine, jobs, queue, outputs, leniency), *queue_routers(queue, outputs)]
+    queue = Queue(engine, jobs, outputs, sources, leniency)
+    direct = [_run_router(engine, jobs, queue, outputs, sources, leniency), *queue_routers(queue, outputs)]
     routes = [route for router in direct for route in router.routes]
-    return [*direct, _proxy_router(Router(routes, redirect_slashes=False))]
+    proxy = _proxy_router(Router(routes, redirect_slashes=False))
+    return [*direct, proxy, _keys_router(jobs.webhooks.signatures)]
 
 
-def _run_router(engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, leniency: Leniency) -> APIRouter:
+def _run_router(
+    engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, sources: Sources, leniency: Leniency
+) -> APIRouter:
     router = APIRouter(
         prefix="/fal/run",
         route_class=route_class(render_error),
@@ -91,38 +107,60 @@ def _run_router(engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, leni
         tags=["fal"],
     )
 
-    @router.post("/{owner}/{alias}/{variant}/stream", summary="Make pictures, told in an event", **STREAM)
+    @router.post("/{owner}/{alias}/{variant}/stream", summary="Make pictures, told in events", **STREAM)
     async def stream(http: Request, owner: str, alias: str, variant: str) -> Response:
-        return pictures_event_response(await made(http, f"{owner}/{alias}/{variant}"))
+        return await streamed(http, f"{owner}/{alias}/{variant}")
+
+    @router.post("/{owner}/{alias}/{variant}/image-to-image", include_in_schema=False)
+    async def run_long(http: Request, owner: str, alias: str, variant: str) -> Response:
+        return await ran(http, f"{owner}/{alias}/{variant}/image-to-image")
 
     @router.post("/{owner}/{alias}/stream", include_in_schema=False)
     async def stream_short(http: Request, owner: str, alias: str) -> Response:
-        return pictures_event_response(await made(http, f"{owner}/{alias}"))
+        return await streamed(http, f"{owner}/{alias}")
 
     @router.post("/{owner}/{alias}/{variant}", summary="Make pictures", **RUN)
     async def run(http: Request, owner: str, alias: str, variant: str) -> Response:
-        return pictures_response(await made(http, f"{owner}/{alias}/{variant}"))
+        return await ran(http, f"{owner}/{alias}/{variant}")
 
     @router.post("/{owner}/{alias}", include_in_schema=False)
     async def run_short(http: Request, owner: str, alias: str) -> Response:
-        return pictures_response(await made(http, f"{owner}/{alias}"))
+        return await ran(http, f"{owner}/{alias}")
 
-    async def made(http: Request, app: str) -> dict[str, Any]:
-        """Return the output of a request that is waited for, and that ends when its client leaves."""
-        sent = await read_json(http, Input)
-        model, base_url = engine.model, outputs.base_url(http)
-        if outputs.by_url(base_url) and not sent.sync_mode:
-            job = await queue.submit(http, app, sent)
-            return await queue.output(await finished_job(jobs, http, job), base_url)
-        check_app(app, model, leniency, http)
-        request = to_request(
-            sent, model, leniency, id=exchange_of(http).request_id, priority=priority_of(http)
+    async def ran(http: Request, app: str) -> Response:
+        sent, request = await asked(http, app)
+        return pictures_response(await made(http, app, sent, request, UNWATCHED))
+
+    async def streamed(http: Request, app: str) -> Response:
+        sent, request = await asked(http, app, previews=PREVIEWS)
+        return await event_response(
+            http, FalScript(request), lambda watch: made(http, app, sent, request, watch)
         )
+
+    async def asked(http: Request, app: str, *, previews: int = 0) -> tuple[Input, GenerationRequest]:
+        sent = await read_json(http, Input)
+        check_app(app, engine.model, leniency, http)
+        request_id, priority = exchange_of(http).request_id, priority_of(http)
+        request = to_request(
+            sent, engine.model, leniency, id=request_id, priority=priority, previews=previews
+        )
+        if start := start_of(sent):
+            request = await sources.begin(http, request, start)
+        return sent, request
+
+    async def made(
+        http: Request, app: str, sent: Input, request: GenerationRequest, watch: Watch
+    ) -> dict[str, Any]:
+        """Return the output of a request that is waited for, and that ends when its client leaves."""
+        base_url = outputs.base_url(http)
+        if outputs.by_url(base_url) and not sent.sync_mode:
+            job = await queue.submit(http, app, sent, request, listen=watch.listen)
+            return await queue.output(await finished_job(jobs, http, job), base_url)
 
         async def make(watch: Watch) -> GenerationResult:
             return await generate(engine, http, request, seeded=sent.seed is not None, watch=watch)
 
-        result = await begun_within(start_timeout_s(http), make)
+        result = await begun_within(start_timeout_s(http), make, watch)
         pictures = [Picture(each.data, prefix=f"data:{each.content_type};base64,") for each in result.images]
         return output_of(request, result.images, pictures, result.timings)
 
@@ -130,7 +168,7 @@ def _run_router(engine: Engine, jobs: Jobs, queue: Queue, outputs: Outputs, leni
 
 
 async def begun_within(
-    timeout_s: float | None, make: Callable[[Watch], Awaitable[GenerationResult]]
+    timeout_s: float | None, make: Callable[[Watch], Awaitable[GenerationResult]], watch: Watch
 ) -> GenerationResult:
     """Return what `make` makes; raises `DeadlineExceeded` if a worker has not begun with it in time."""
 
@@ -140,10 +178,23 @@ async def begun_within(
 
     try:
         async with asyncio.timeout(timeout_s) as limit:
-            return await make(Watch(began=began))
+            return await make(replace(watch, began=began))
     except TimeoutError:
         message = f"the request did not begin within the {timeout_s:g} s that were asked for"
         raise DeadlineExceeded(message) from None
+
+
+def _keys_router(signatures: Signatures) -> APIRouter:
+    """Return the route of the key with which receivers of webhooks verify fal's signature."""
+    router = APIRouter(route_class=route_class(render_error), tags=["fal"])
+
+    @router.get("/.well-known/jwks.json", summary="The public key of webhooks", responses=described())
+    async def get_keys() -> Response:
+        content = msgspec.json.encode(signatures.jwks())
+        headers = {"Cache-Control": f"public, max-age={KEYS_S}"}
+        return Response(content, media_type="application/json", headers=headers)
+
+    return router
 
 
 def _proxy_router(direct: ASGIApp) -> APIRouter:

@@ -1,7 +1,9 @@
 """What the apps fal-ai/flux/schnell and flux-lora take and give, and how fal says that something is wrong.
 
 Names, defaults and sizes are the published ones. A side may be anything there; here a picture that is too
-large is made smaller in proportion, and each side then rounded: the answer says what it became.
+large is made smaller in proportion, and each side then rounded: the answer says what it became. Pictures as
+input are those of fal-ai/flux/dev/image-to-image, but for its strength of 0.95: four steps would all run, and
+nothing be left of the picture.
 """
 
 import re
@@ -12,6 +14,7 @@ import msgspec
 from fastapi import Request, Response
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from server.decoding import Fit
 from server.errors import InvalidRequest, MalformedHeader, ServerError
 from server.generation import (
     MAX_ADAPTERS,
@@ -19,6 +22,7 @@ from server.generation import (
     MAX_SEED,
     MAX_SIDE,
     MIN_SIDE,
+    MIN_STRENGTH,
     SIDE_MULTIPLE,
     GenerationRequest,
     Image,
@@ -30,13 +34,21 @@ from server.http.adapter_fields import SCALE_RULE, Asked, Name, Scale, chosen
 from server.http.body import RequestBody, Text, shown
 from server.http.errors import STATUS, error_response, message_of
 from server.http.exchange import exchange_of
+from server.http.input_pictures import PICTURE_RULE, InputPicture
 from server.http.leniency import Leniency
 from server.http.pictures import Picture
 from server.http.seeds import given_or_drawn
 from server.http.sizes import nearest_size
+from server.http.sources import REPAINT, STRENGTH_RULE, Names, Start
 from server.job import StoredImage
 
-APPS: Final = ("fal-ai/flux/schnell", "fal-ai/flux-1/schnell", "fal-ai/flux-lora")
+APPS: Final = (
+    "fal-ai/flux/schnell",
+    "fal-ai/flux-1/schnell",
+    "fal-ai/flux-lora",
+    "fal-ai/flux/dev/image-to-image",
+    "fal-ai/flux-general/inpainting",
+)
 MAX_OUTPUTS: Final = 4
 LONGEST_SIDE: Final = 14142
 DEFAULT_SIDE: Final = 512
@@ -154,6 +166,17 @@ class Input(RequestBody):
     sync_mode: Annotated[
         bool | None, Field(description="true: pictures as data: addresses whatever the server's setting")
     ] = None
+    image_url: Annotated[
+        InputPicture | None,
+        Field(description=f"{PICTURE_RULE}; the answer has its size, unless one is named"),
+    ] = None
+    mask_url: Annotated[
+        InputPicture | None, Field(description=f"{PICTURE_RULE}; what is white in it is drawn anew")
+    ] = None
+    strength: Annotated[
+        float | None,
+        Field(ge=MIN_STRENGTH, le=1, description=f"{STRENGTH_RULE}, with a mask {REPAINT:g}"),
+    ] = None
     enable_safety_checker: Annotated[
         bool | None, Field(description="true or false; accepted and ignored")
     ] = None
@@ -173,7 +196,13 @@ EXAMPLE: Final[dict[str, Any]] = {
 
 
 def to_request(
-    sent: Input, model: ModelInfo | None, leniency: Leniency, *, id: str, priority: Priority | None
+    sent: Input,
+    model: ModelInfo | None,
+    leniency: Leniency,
+    *,
+    id: str,
+    priority: Priority | None,
+    previews: int = 0,
 ) -> GenerationRequest:
     """Fill in the model's defaults; raises `InvalidRequest`."""
     width, height = nearest_size(sent.image_size.width, sent.image_size.height)
@@ -192,10 +221,32 @@ def to_request(
         max_sequence_length=fit.sequence_length,
         image_format=sent.output_format or "jpeg",
         priority=priority,
+        previews=previews,
         adapters=chosen(
             (Asked(each.path, each.scale, f"loras.{n}.path") for n, each in enumerate(sent.loras or ())),
             model,
         ),
+    )
+
+
+def start_of(sent: Input) -> Start | None:
+    """Return what a request starts from, if that is a picture; without one nothing is said of it.
+
+    A size of another proportion is covered, and the rest cut off.
+    """
+    if sent.image_url is None:
+        return None
+    named = "image_size" in sent.model_fields_set
+    width, height = nearest_size(sent.image_size.width, sent.image_size.height) if named else (None, None)
+    return Start(
+        image=sent.image_url,
+        mask=sent.mask_url,
+        strength=sent.strength,
+        mask_strength=REPAINT,
+        width=width,
+        height=height,
+        fit=Fit.CROP,
+        names=Names(image="image_url", mask="mask_url"),
     )
 
 

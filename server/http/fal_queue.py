@@ -25,6 +25,8 @@ from server.errors import (
     NotFound,
     ServerError,
 )
+from server.events import Listener, ignore_all
+from server.generation import GenerationRequest
 from server.http.body import json_schema, read_json
 from server.http.calls import submit_job
 from server.http.description import BODY_ERRORS, KEY_ERRORS, described
@@ -42,6 +44,7 @@ from server.http.fal_app import (
     output_of,
     priority_of,
     render_error,
+    start_of,
     start_timeout_s,
     to_request,
 )
@@ -49,6 +52,7 @@ from server.http.leniency import Leniency
 from server.http.models import model_if_loaded
 from server.http.outputs import Outputs
 from server.http.pictures import pictures_response
+from server.http.sources import Sources
 from server.job import Job, JobKey, JobState, Webhook
 from server.job_store import Delivery
 from server.jobs import Jobs
@@ -100,25 +104,43 @@ EVENTS: Final = described(
 class Queue:
     """The jobs of this dialect. `start_by_s` in the input of one is when it must have begun, in Unix time."""
 
-    def __init__(self, engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> None:
+    def __init__(
+        self, engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+    ) -> None:
         self._engine = engine
         self._jobs = jobs
         self._outputs = outputs
+        self._sources = sources
         self._leniency = leniency
         self._watches: set[asyncio.Task[None]] = set()
 
-    async def submit(self, http: Request, app: str, sent: Input, *, webhook: str | None = None) -> Job:
-        """Accept a job; raises what `Jobs.submit` raises, or what is wrong with the request."""
+    async def asked(self, http: Request, app: str, sent: Input) -> GenerationRequest:
+        """Return what is asked for, whether the model is loaded already or not."""
         model = model_if_loaded(self._engine)
         if model is not None:
             check_app(app, model, self._leniency, http)
+        request = to_request(sent, model, self._leniency, id="", priority=priority_of(http))
+        if start := start_of(sent):
+            request = await self._sources.begin(http, request, start)
+        return request
+
+    async def submit(
+        self,
+        http: Request,
+        app: str,
+        sent: Input,
+        request: GenerationRequest,
+        *,
+        webhook: str | None = None,
+        listen: Listener = ignore_all,
+    ) -> Job:
+        """Accept a job; raises what `Jobs.submit` raises, or what is wrong with the request."""
         timeout_s = start_timeout_s(http)
         kept: dict[str, Any] = {"app": app, "sync_mode": bool(sent.sync_mode)}
         if timeout_s is not None:
             kept["start_by_s"] = time.time() + timeout_s
         if webhook is not None:
             await self._jobs.webhooks.check(webhook, field="fal_webhook")
-        request = to_request(sent, model, self._leniency, id="", priority=priority_of(http))
         wanted = Job(
             key=JobKey(DIALECT, key_of(http), str(uuid.uuid4())),
             request=request,
@@ -127,7 +149,7 @@ class Queue:
             base_url=self._outputs.base_url(http),
             webhook=None if webhook is None else Webhook(url=webhook, events=("completed",)),
         )
-        job = await submit_job(self._jobs, http, wanted)
+        job = await submit_job(self._jobs, http, wanted, listen)
         _name(http, job)
         if timeout_s is not None:
             watch = asyncio.create_task(self._end_unless_begun(job.key, timeout_s))
@@ -219,13 +241,20 @@ def _submit_router(queue: Queue, outputs: Outputs) -> APIRouter:
     ) -> Response:
         return await submitted(http, f"{owner}/{alias}/{variant}", fal_webhook)
 
+    @router.post(f"{PATHS[1]}/image-to-image", include_in_schema=False)
+    async def submit_long(
+        http: Request, owner: str, alias: str, variant: str, fal_webhook: str | None = None
+    ) -> Response:
+        return await submitted(http, f"{owner}/{alias}/{variant}/image-to-image", fal_webhook)
+
     @router.post(PATHS[0], include_in_schema=False)
     async def submit_short(http: Request, owner: str, alias: str, fal_webhook: str | None = None) -> Response:
         return await submitted(http, f"{owner}/{alias}", fal_webhook)
 
     async def submitted(http: Request, app: str, webhook: str | None) -> Response:
         sent = await read_json(http, Input)
-        job = await queue.submit(http, app, sent, webhook=webhook)
+        request = await queue.asked(http, app, sent)
+        job = await queue.submit(http, app, sent, request, webhook=webhook)
         content = {"status": "IN_QUEUE", "queue_position": queue.position(job)}
         content |= urls_of(job, outputs.base_url(http))
         return _json(content if webhook is None else content | {"gateway_request_id": job.key.id})

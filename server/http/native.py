@@ -1,4 +1,4 @@
-"""The native API: `POST /v1/generate` with JSON, `GET /v1/generate` for `<img>` tags and caches.
+"""The native API: `POST /v1/generate` with JSON or a form, `GET /v1/generate` for `<img>` tags and caches.
 
 With `Accept: image/*` the answer is the picture itself, with `Accept: text/event-stream` what becomes of the
 request while it runs, otherwise JSON with base64.
@@ -20,38 +20,46 @@ from server.generation import (
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SEQUENCE_LENGTH,
+    MAX_SIDE,
+    MIN_STRENGTH,
     GenerationRequest,
     ImageFormat,
     ModelInfo,
     Priority,
 )
-from server.http.accept import accepted_types
+from server.geometry import Borders
+from server.http.accept import JSON_TYPES, accepted_types
 from server.http.adapter_fields import QUERY_PARAMETER, Loras, asked_in, chosen
-from server.http.body import NOT_YET, RequestBody, Text, check_query, json_schema, read_json, shown
+from server.http.body import RequestBody, Text, check_query, shown
 from server.http.cache_control import CACHE_PARAMETER
 from server.http.calls import generate
 from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import render_error, route_class
 from server.http.event_stream import EVENT_STREAM
 from server.http.exchange import exchange_of
+from server.http.form import body_schema, read_fields
 from server.http.idempotency import KEY_PARAMETER, Once
+from server.http.input_pictures import PICTURE_RULE, InputPicture
 from server.http.native_answer import EVENTS_EXAMPLE, EVENTS_TEXT, NativeScript, answer_of
 from server.http.pictures import picture_response, pictures_response
 from server.http.seeds import given_or_drawn
 from server.http.sizes import Side
+from server.http.sources import REPAINT, STRENGTH_RULE, Sources, Start
 from server.http.story import event_response
 from server.idempotency import Answers
 from server.reuse import picture_key
 
 MIN_SEQUENCE_LENGTH: Final = 16
+Border = Annotated[
+    int, Field(ge=0, le=MAX_SIDE, description=f"a whole number of pixels from 0 to {MAX_SIDE}")
+]
 IMAGE_TYPES: Final[dict[str, ImageFormat]] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 ANY_IMAGE: Final[dict[str, ImageFormat]] = {**IMAGE_TYPES, "image/*": "png"}
-JSON_TYPES: Final = ("application/json", "application/*", "*/*")
 CACHED_FOR_S: Final = 3600  # then the tag is asked for again, which costs no picture unless the model changed
 
 
-class GenerateBody(RequestBody):
-    """The request of the native API; what is left out takes the model's default."""
+class GenerateQuery(RequestBody):
+    """What an address can say; what is left out takes the model's default."""
 
     prompt: Annotated[
         Text,
@@ -127,9 +135,41 @@ class GenerateBody(RequestBody):
         ),
     ] = 0
     loras: Loras = None
-    image: Annotated[None, Field(description=NOT_YET)] = None
-    mask_image: Annotated[None, Field(description=NOT_YET)] = None
-    strength: Annotated[None, Field(description=NOT_YET)] = None
+
+
+class Outpaint(RequestBody):
+    """New area around a picture."""
+
+    left: Border = 0
+    right: Border = 0
+    top: Border = 0
+    bottom: Border = 0
+
+
+class GenerateBody(GenerateQuery):
+    """The request of the native API: with a picture it starts from that."""
+
+    image: Annotated[
+        InputPicture | None,
+        Field(description=f"{PICTURE_RULE}; its size is that of the answer, if none is named"),
+    ] = None
+    mask_image: Annotated[
+        InputPicture | None, Field(description=f"{PICTURE_RULE}; what is white in it is drawn anew")
+    ] = None
+    strength: Annotated[
+        float | None,
+        Field(ge=MIN_STRENGTH, le=1, description=f"{STRENGTH_RULE}; with outpaint {REPAINT:g}"),
+    ] = None
+    outpaint: Annotated[
+        Outpaint | None,
+        Field(
+            description=f"an object of left, right, top and bottom: pixels from 0 to {MAX_SIDE} around image"
+        ),
+    ] = None
+    preserve: Annotated[
+        bool | None,
+        Field(description="true or false: paste back what is kept, which is so unless this is false"),
+    ] = None
 
 
 EXAMPLE: Final[dict[str, Any]] = {
@@ -157,7 +197,7 @@ DESCRIBED_POST: Final = DESCRIBED | {
 }
 
 
-def native_router(engine: Engine, answers: Answers) -> APIRouter:
+def native_router(engine: Engine, answers: Answers, sources: Sources) -> APIRouter:
     """Return the routes under `/v1/generate`."""
     router = APIRouter(route_class=route_class(render_error), tags=["native"])
 
@@ -165,10 +205,10 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
         "/v1/generate",
         summary="Make pictures",
         responses=DESCRIBED_POST,
-        openapi_extra=json_schema(GenerateBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
+        openapi_extra=body_schema(GenerateBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
     )
     async def post_generate(http: Request) -> Response:
-        body = await read_json(http, GenerateBody)
+        body = await read_fields(http, GenerateBody)
         accepted = accepted_types(http.headers.get("accept", ""))
         known = [each for each in accepted if each in ANY_IMAGE or each in (EVENT_STREAM, *JSON_TYPES)]
         raw = bool(known) and known[0] in ANY_IMAGE
@@ -184,6 +224,8 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
                 f"num_images is {request.num_images}; allowed: 1 where Accept asks for the picture itself",
                 field="num_images",
             )
+        if start := start_of(body):
+            request = await sources.begin(http, request, start)
         form = request.image_format if raw else "json"
         once = Once(answers, body, form=form)
         make = partial(generate, engine, http, request, seeded=body.seed is not None, once=once)
@@ -200,7 +242,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
         openapi_extra=_query_parameters(),
     )
     async def get_generate(http: Request) -> Response:
-        body = check_query(http, GenerateBody)
+        body = check_query(http, GenerateQuery)
         _check_no_previews(body)
         accepted = accepted_types(http.headers.get("accept", ""))
         wanted = [ANY_IMAGE[each] for each in accepted if each in ANY_IMAGE]
@@ -223,7 +265,7 @@ def native_router(engine: Engine, answers: Answers) -> APIRouter:
 
 
 def _to_request(
-    body: GenerateBody, engine: Engine, *, id: str, default_format: ImageFormat
+    body: GenerateQuery, engine: Engine, *, id: str, default_format: ImageFormat
 ) -> GenerationRequest:
     """Fill in the model's defaults, and check what only the model knows."""
     model = engine.model
@@ -262,7 +304,33 @@ def _to_request(
     )
 
 
-def _check_no_previews(body: GenerateBody) -> None:
+def start_of(body: GenerateBody) -> Start | None:
+    """Return what the request starts from, if that is a picture; raises `InvalidRequest`."""
+    borders = None if body.outpaint is None else Borders(**body.outpaint.model_dump())
+    if body.image is None:
+        for name in ("mask_image", "strength", "outpaint", "preserve"):
+            if getattr(body, name) is not None:
+                message = f"{name} is given without image; allowed: only with image"
+                raise InvalidRequest(message, field=name)
+        return None
+    for name, side in (("width", body.width), ("height", body.height)):
+        if borders is not None and side is not None:
+            message = (
+                f"{name} is {side} beside outpaint; allowed: neither, the picture and its borders have a size"
+            )
+            raise InvalidRequest(message, field=name)
+    return Start(
+        image=body.image,
+        mask=body.mask_image,
+        strength=body.strength,
+        borders=borders if borders is not None and any(borders) else None,
+        preserve=body.preserve,
+        width=body.width,
+        height=body.height,
+    )
+
+
+def _check_no_previews(body: GenerateQuery) -> None:
     if body.previews:
         message = f"previews is {body.previews}; allowed: 0 unless POST has Accept: {EVENT_STREAM}"
         raise InvalidRequest(message, field="previews")
@@ -292,7 +360,7 @@ def _is_known(http: Request, tag: str) -> bool:
 
 
 def _query_parameters() -> dict[str, Any]:
-    schema = GenerateBody.model_json_schema()
+    schema = GenerateQuery.model_json_schema()
     return {
         "parameters": [
             {
@@ -303,7 +371,7 @@ def _query_parameters() -> dict[str, Any]:
                 "description": each.get("description", ""),
             }
             for name, each in schema["properties"].items()
-            if each.get("description") != NOT_YET and name not in ("previews", "loras")
+            if name not in ("previews", "loras")
         ]
         + [QUERY_PARAMETER, CACHE_PARAMETER]
     }

@@ -1,5 +1,6 @@
 """What the native API answers: JSON with the pictures, and the events before it where a stream is wanted."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,17 +25,18 @@ event: step
 data: {"image":0,"step":1,"steps":4}
 
 event: done
-data: {"id":"...","model":"...","num_inference_steps":4,"images":[],"timings":{}}
+data: {"id":"...","model":"...","num_inference_steps":4,"run_steps":4,"images":[],"timings":{}}
 
 """
 
 
 def answer_of(result: GenerationResult) -> dict[str, Any]:
-    """Return the JSON answer."""
+    """Return the JSON answer. Of a picture to start from only the last steps run."""
     answer: dict[str, Any] = {
         "id": result.id,
         "model": result.model,
         "num_inference_steps": result.steps,
+        "run_steps": result.run_steps,
         "images": [
             {
                 "b64_json": Picture(image.data),
@@ -77,9 +79,9 @@ class NativeScript:
             case Image():
                 return None
 
-    def end(self, result: GenerationResult) -> Words:
+    def end(self, made: GenerationResult, told: Collection[int]) -> list[Words]:
         """The answer is what it is without a stream."""
-        return "done", answer_of(result)
+        return [("done", answer_of(made))]
 
     def fail(self, error: ServerError) -> Words:
         """The body of an error is what it is without a stream."""

@@ -7,6 +7,7 @@ otherwise.
 
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -15,6 +16,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, ConfigDict, Field
 
+from server.decoding import Fit, Painted
 from server.engine import Engine
 from server.errors import InvalidRequest, NotFound, ServerError
 from server.events import Event
@@ -26,6 +28,7 @@ from server.generation import (
     MAX_SEQUENCE_LENGTH,
     MAX_SIDE,
     MIN_SIDE,
+    MIN_STRENGTH,
     SIDE_MULTIPLE,
     GenerationRequest,
     GenerationResult,
@@ -43,12 +46,15 @@ from server.http.description import BODY_ERRORS, ENGINE_ERRORS, described
 from server.http.errors import STATUS, route_class
 from server.http.event_stream import EVENT_STREAM
 from server.http.exchange import exchange_of
+from server.http.form import body_schema, read_fields
 from server.http.idempotency import KEY_PARAMETER, Once
+from server.http.input_pictures import EXAMPLE_PICTURE, PICTURE_RULE, InputPicture
 from server.http.leniency import Leniency, adapter_names_of, names_of
 from server.http.models import openai_adapter, openai_model
 from server.http.native import MIN_SEQUENCE_LENGTH
 from server.http.pictures import Picture, pictures_response
 from server.http.seeds import given_or_drawn
+from server.http.sources import REPAINT, STRENGTH_RULE, Names, Sources, Start
 from server.http.story import Words, event_response
 from server.idempotency import Answers
 
@@ -130,6 +136,20 @@ class ImagesBody(RequestBody):
     loras: Loras = None
 
 
+class EditsBody(ImagesBody):
+    """`POST /v1/images/edits`, which clients send as a form; without `size` it is that of `image`."""
+
+    image: Annotated[InputPicture, Field(description=f"{PICTURE_RULE}; one, and no more")]
+    mask: Annotated[
+        InputPicture | None,
+        Field(description="a picture; what is transparent in it is drawn anew, or else what is in image"),
+    ] = None
+    strength: Annotated[
+        float | None,
+        Field(ge=MIN_STRENGTH, le=1, description=f"{STRENGTH_RULE}, with a mask {REPAINT:g}"),
+    ] = None
+
+
 EXAMPLE: Final[dict[str, Any]] = {
     "model": "flux-schnell",
     "prompt": "a red circle",
@@ -138,30 +158,51 @@ EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-def openai_router(engine: Engine, answers: Answers, leniency: Leniency) -> APIRouter:
+EDIT_EXAMPLE: Final = EXAMPLE | {"image": EXAMPLE_PICTURE, "strength": 0.6}
+PARAMETERS: Final[dict[str, Any]] = {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]}
+PICTURES: Final = described(
+    "malformed_header",
+    "idempotency_key_reused",
+    "not_found",
+    *BODY_ERRORS,
+    *ENGINE_ERRORS,
+    ok={"application/json": {}, EVENT_STREAM: {}},
+    ok_text="The pictures; as server-sent events where a stream was asked for",
+    statuses=STATUSES,
+)
+
+
+def openai_router(engine: Engine, answers: Answers, sources: Sources, leniency: Leniency) -> APIRouter:
     """Return the routes of the OpenAI dialect."""
     router = APIRouter(route_class=route_class(render_error), tags=["OpenAI"])
 
     @router.post(
         "/v1/images/generations",
         summary="Make pictures",
-        responses=described(
-            "malformed_header",
-            "idempotency_key_reused",
-            "not_found",
-            *BODY_ERRORS,
-            *ENGINE_ERRORS,
-            ok={"application/json": {}, EVENT_STREAM: {}},
-            ok_text="The pictures; as server-sent events where a stream was asked for",
-            statuses=STATUSES,
-        ),
-        openapi_extra=json_schema(ImagesBody, EXAMPLE) | {"parameters": [KEY_PARAMETER, CACHE_PARAMETER]},
+        responses=PICTURES,
+        openapi_extra=json_schema(ImagesBody, EXAMPLE) | PARAMETERS,
     )
     async def images_generate(http: Request) -> Response:
         body = await read_json(http, ImagesBody)
+        return await answer(http, body, requested(http, body), "image_generation")
+
+    @router.post(
+        "/v1/images/edits",
+        summary="Make pictures of a picture",
+        responses=PICTURES,
+        openapi_extra=body_schema(EditsBody, EDIT_EXAMPLE) | PARAMETERS,
+    )
+    async def images_edit(http: Request) -> Response:
+        body = await read_fields(http, EditsBody)
+        request = await sources.begin(http, requested(http, body), start_of(body))
+        return await answer(http, body, request, "image_edit")
+
+    def requested(http: Request, body: ImagesBody) -> GenerationRequest:
         if body.model not in adapter_names_of(engine.model):
             leniency.check_model(body.model, engine.model, http, field="model")
-        request = to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
+        return to_request(body, engine.model, leniency, id=exchange_of(http).request_id)
+
+    async def answer(http: Request, body: ImagesBody, request: GenerationRequest, kind: str) -> Response:
         make = partial(
             generate,
             engine,
@@ -171,7 +212,7 @@ def openai_router(engine: Engine, answers: Answers, leniency: Leniency) -> APIRo
             once=Once(answers, body, form="json"),
         )
         if body.stream:
-            return await event_response(http, OpenAIScript(request), lambda watch: make(watch=watch))
+            return await event_response(http, OpenAIScript(request, kind), lambda watch: make(watch=watch))
         return to_response(body, request, await make())
 
     @router.get("/v1/models", summary="The names of the model", responses=described("not_ready"))
@@ -194,7 +235,7 @@ def openai_router(engine: Engine, answers: Answers, leniency: Leniency) -> APIRo
 
 def to_request(body: ImagesBody, model: ModelInfo, leniency: Leniency, *, id: str) -> GenerationRequest:
     """Fill in the model's defaults; raises `InvalidRequest`."""
-    width, height = _size(body, default=(model.default_width, model.default_height))
+    width, height = _size(body) or (body.width or model.default_width, body.height or model.default_height)
     guidance = body.guidance_scale if model.guidance_embed else body.true_cfg_scale
     return GenerationRequest(
         id=id,
@@ -221,18 +262,32 @@ def _adapter_by_model(body: ImagesBody, model: ModelInfo) -> list[Asked]:
     return []
 
 
-def _size(body: ImagesBody, *, default: tuple[int, int]) -> tuple[int, int]:
-    if body.width is not None or body.height is not None:
-        sides = (
-            default[0] if body.width is None else body.width,
-            default[1] if body.height is None else body.height,
-        )
-        for name, side in zip(("width", "height"), sides, strict=True):
+def start_of(body: EditsBody) -> Start:
+    """Return what a request starts from. A size of another proportion is covered, and the rest cut off."""
+    width, height = _size(body) or (body.width, body.height)
+    return Start(
+        image=body.image,
+        mask=body.mask,
+        strength=body.strength,
+        mask_strength=REPAINT,
+        width=width,
+        height=height,
+        fit=Fit.CROP,
+        painted=Painted.CLEAR,
+        clear_is_mask=True,
+        names=Names(mask="mask"),
+    )
+
+
+def _size(body: ImagesBody) -> tuple[int, int] | None:
+    """Return width and height where both are said; raises `InvalidRequest` for what cannot be made."""
+    for name, side in (("width", body.width), ("height", body.height)):
+        if side is not None:
             _check_side(side, shown=f"{name} is {side}", field=name)
-        return sides
-    if body.size in (None, "auto"):
-        return default
-    assert body.size is not None, "None is handled above"
+    if body.width is not None or body.height is not None:
+        return None if body.width is None or body.height is None else (body.width, body.height)
+    if body.size is None or body.size == "auto":
+        return None
     match = SIZE.fullmatch(body.size)
     if match is None:
         raise InvalidRequest(f"size is {body.size[:40]!a}; allowed: {SIZE_RULE}", field="size")
@@ -268,6 +323,7 @@ class OpenAIScript:
     """
 
     request: GenerationRequest
+    kind: str = "image_generation"
 
     def tell(self, number: int, event: Event) -> Words | None:
         """Show previews as partial images; each picture completes on its own."""
@@ -279,8 +335,10 @@ class OpenAIScript:
             case _:
                 return None
 
-    def end(self, result: GenerationResult) -> None:
+    def end(self, made: GenerationResult, told: Collection[int]) -> list[Words]:
         """The last picture was the end."""
+        untold = [(number, image) for number, image in enumerate(made.images) if number not in told]
+        return [self._picture("completed", number, image.data) for number, image in untold]
 
     def fail(self, error: ServerError) -> Words:
         """Clients raise on anything with an `error`."""
@@ -288,7 +346,7 @@ class OpenAIScript:
         return "error", {"type": "error", "error": errors.error_object(error, self.request.id, kind)}
 
     def _picture(self, kind: str, number: int, data: bytes, **more: int) -> Words:
-        name = f"image_generation.{kind}"
+        name = f"{self.kind}.{kind}"
         return name, {
             "type": name,
             "b64_json": Picture(data),
@@ -303,7 +361,11 @@ class OpenAIScript:
 
 
 def render_error(request: Request, error: ServerError) -> Response:
-    """Answer a failure as this API does: a wrong value is a bad request there."""
+    """Answer a failure as this API does: a wrong value is a bad request, no model has a code of its own."""
+    if isinstance(error, NotFound) and error.field == "model":
+        content = errors.error_object(error, exchange_of(request).request_id, errors.error_kind(404))
+        body = msgspec.json.encode({"error": content | {"code": "model_not_found"}})
+        return errors.error_response(request, error, body, statuses=STATUSES)
     return errors.render_error(request, error, statuses=STATUSES)
 
 

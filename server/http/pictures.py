@@ -46,16 +46,14 @@ def pictures_response(content: object, status: int = 200) -> Response:
     return _response(*_cut(content), status, media_type="application/json")
 
 
-def pictures_event_response(content: object) -> Response:
-    """Answer a stream of server-sent events that has one: `content`, as `pictures_response` takes it."""
-    frames, pictures = _cut(content)
-    frames = [b"data: " + frames[0], *frames[1:]]
-    return _response([*frames[:-1], frames[-1] + b"\n\n"], pictures, 200, media_type="text/event-stream")
-
-
 def pieces(content: object) -> AsyncIterator[bytes]:
     """Return the JSON of `content`, on one line, in pieces as `pictures_response` sends them."""
     return _pieces(*_cut(content))
+
+
+def spelled(picture: Picture) -> AsyncIterator[bytes]:
+    """Return a picture as the text that JSON would have of it, in pieces."""
+    return _pieces([b"", b""], [picture])
 
 
 def _cut(content: object) -> tuple[list[bytes], list[Picture]]:

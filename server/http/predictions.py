@@ -2,6 +2,8 @@
 
 The names, defaults and sizes are the published ones; only the limit of steps is the served model's own.
 Adapters are asked for as of flux-schnell-lora and the models of Replicate's trainer, by their names here.
+Pictures as input are those of black-forest-labs/flux-dev, but for its strength of 0.8: four steps would all
+run, and nothing be left of the picture.
 """
 
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pydantic import ConfigDict, Field
 from server.generation import (
     MAX_PROMPT_CHARS,
     MAX_SEED,
+    MIN_STRENGTH,
     GenerationRequest,
     GenerationResult,
     ImageFormat,
@@ -19,10 +22,12 @@ from server.generation import (
 )
 from server.http.adapter_fields import NAME_RULE, SCALE_RULE, Asked, Name, Scale, chosen
 from server.http.body import RequestBody, Text
+from server.http.input_pictures import PICTURE_RULE, InputPicture
 from server.http.leniency import Leniency
 from server.http.pictures import Picture
 from server.http.seeds import given_or_drawn
 from server.http.sizes import size_of
+from server.http.sources import REPAINT, STRENGTH_RULE, Names, Start
 
 MAX_OUTPUTS: Final = 4
 FORMATS: Final[dict[str, ImageFormat]] = {"webp": "webp", "jpg": "jpeg", "png": "png"}
@@ -34,6 +39,11 @@ AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", 
 def _order(place: int) -> dict[str, Any]:
     """The place of a field in forms that are made from the schema."""
     return {"x-order": place}
+
+
+def _address(place: int) -> dict[str, Any]:
+    """The same of a field that is a file, for which forms have a button."""
+    return {"x-order": place, "format": "uri"}
 
 
 class Input(RequestBody):
@@ -98,12 +108,32 @@ class Input(RequestBody):
         bool, Field(description="true or false; accepted and ignored", json_schema_extra=_order(8))
     ] = True
     megapixels: Annotated[
-        Literal["1", "0.25"], Field(description='"1" or "0.25"', json_schema_extra=_order(9))
+        Literal["1", "0.25"],
+        Field(description='"1" or "0.25"; with image it counts not', json_schema_extra=_order(9)),
     ] = "1"
-    lora_weights: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(10))] = None
-    lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(11))] = 1.0
-    extra_lora: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(12))] = None
-    extra_lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(13))] = 1.0
+    image: Annotated[
+        InputPicture | None,
+        Field(description=f"{PICTURE_RULE}; the answer has its size", json_schema_extra=_address(10)),
+    ] = None
+    mask: Annotated[
+        InputPicture | None,
+        Field(
+            description=f"{PICTURE_RULE}; what is white in it is drawn anew", json_schema_extra=_address(11)
+        ),
+    ] = None
+    prompt_strength: Annotated[
+        float | None,
+        Field(
+            ge=MIN_STRENGTH,
+            le=1,
+            description=f"{STRENGTH_RULE}, with a mask {REPAINT:g}",
+            json_schema_extra=_order(12),
+        ),
+    ] = None
+    lora_weights: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(13))] = None
+    lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(14))] = 1.0
+    extra_lora: Annotated[Name | None, Field(description=NAME_RULE, json_schema_extra=_order(15))] = None
+    extra_lora_scale: Annotated[Scale, Field(description=SCALE_RULE, json_schema_extra=_order(16))] = 1.0
 
 
 INPUT_EXAMPLE: Final[dict[str, Any]] = {
@@ -145,6 +175,19 @@ def _adapters_in(sent: Input, field: str) -> Iterator[Asked]:
         yield Asked(sent.lora_weights, sent.lora_scale, f"{field}.lora_weights")
     if sent.extra_lora:
         yield Asked(sent.extra_lora, sent.extra_lora_scale, f"{field}.extra_lora")
+
+
+def start_of(sent: Input, *, field: str = "input") -> Start | None:
+    """Return what a prediction starts from, if that is a picture; without one nothing is said of it."""
+    if sent.image is None:
+        return None
+    return Start(
+        image=sent.image,
+        mask=sent.mask,
+        strength=sent.prompt_strength,
+        mask_strength=REPAINT,
+        names=Names(image=f"{field}.image", mask=f"{field}.mask"),
+    )
 
 
 def output_of(result: GenerationResult) -> list[Picture]:

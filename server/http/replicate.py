@@ -24,15 +24,18 @@ from server.http.exchange import key_of
 from server.http.leniency import Leniency
 from server.http.models import model_if_loaded, model_object, version_object, version_of
 from server.http.outputs import Outputs
+from server.http.own_files import PREFIXES, uploads_router
 from server.http.pictures import Picture, pictures_response
-from server.http.predictions import INPUT_EXAMPLE, Input, logs_of, to_request
+from server.http.predictions import INPUT_EXAMPLE, Input, logs_of, start_of, to_request
+from server.http.replicate_stream import stream_router, stream_url
+from server.http.sources import Sources
 from server.job import Job, JobKey, JobState, Webhook, new_job_id
 from server.job_store import Delivery
 from server.jobs import Jobs
+from server.signatures import Signatures
 from server.webhooks import Payload
 
 DIALECT: Final = "replicate"
-PREFIXES: Final = ("/v1", "/replicate/v1", "/v1/v1")
 MODEL: Final = "black-forest-labs/flux-schnell"  # as it is called there
 CURSOR: Final = re.compile(r"[1-9][0-9]{0,17}")
 PAGE: Final = 100
@@ -92,13 +95,23 @@ FOUND: Final = described("not_found", "storage_unavailable")
 KNOWN: Final = described("not_found", "not_ready")
 
 
-def replicate_routers(engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency) -> list[APIRouter]:
-    """Return the routes of the dialect under each of its prefixes."""
-    return [replicate_router(engine, jobs, outputs, leniency, prefix) for prefix in PREFIXES]
+def replicate_routers(
+    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency
+) -> list[APIRouter]:
+    """Return the routes of the dialect under each of its prefixes, and that of its streams."""
+    routers = [
+        router
+        for prefix in PREFIXES
+        for router in (
+            replicate_router(engine, jobs, outputs, sources, leniency, prefix),
+            uploads_router(sources.own, render_error, prefix),
+        )
+    ]
+    return [*routers, stream_router(DIALECT, jobs, outputs, render_error)]
 
 
 def replicate_router(
-    engine: Engine, jobs: Jobs, outputs: Outputs, leniency: Leniency, prefix: str
+    engine: Engine, jobs: Jobs, outputs: Outputs, sources: Sources, leniency: Leniency, prefix: str
 ) -> APIRouter:
     """Return the routes under `prefix`, which the addresses in answers keep."""
     router = APIRouter(
@@ -131,25 +144,28 @@ def replicate_router(
         page = await jobs.newest(dialect=DIALECT, owner=key_of(http), limit=PAGE + 1, **_filters(http))
         if http.query_params.get("source") == "web":
             page = []  # all of them came through the API
-        base_url = outputs.base_url(http)
-        api_url, shown_jobs = f"{base_url}{prefix}", [job for _, job in page[:PAGE]]
+        base_url, shown_jobs = outputs.base_url(http), [job for _, job in page[:PAGE]]
         return _json(
             {
                 "previous": None,
-                "next": _next_page(http, api_url, page[PAGE - 1][0]) if len(page) > PAGE else None,
-                "results": [prediction(job, api_url, outputs.urls(job, base_url)) for job in shown_jobs],
+                "next": _next_page(http, f"{base_url}{prefix}", page[PAGE - 1][0])
+                if len(page) > PAGE
+                else None,
+                "results": [
+                    prediction(job, urls(job, base_url), outputs.urls(job, base_url)) for job in shown_jobs
+                ],
             }
         )
 
     @router.get("/predictions/{prediction_id}", summary="A prediction", responses=FOUND)
     async def get_prediction(http: Request, prediction_id: str) -> Response:
         job = await jobs.get(_key(http, prediction_id))
-        return await to_response(job, outputs, outputs.base_url(http), prefix)
+        return await answer(job, outputs.base_url(http))
 
     @router.post("/predictions/{prediction_id}/cancel", summary="End a prediction", responses=FOUND)
     async def cancel_prediction(http: Request, prediction_id: str) -> Response:
         job = await jobs.cancel(_key(http, prediction_id))
-        return await to_response(job, outputs, outputs.base_url(http), prefix)
+        return await answer(job, outputs.base_url(http))
 
     @router.get("/models/{owner}/{name}", summary="The model", responses=KNOWN)
     async def get_model(http: Request, owner: str, name: str) -> Response:
@@ -173,7 +189,7 @@ def replicate_router(
 
     @router.get("/webhooks/default/secret", summary="The key of webhook signatures", responses=described())
     async def get_webhook_secret(http: Request) -> Response:
-        return _json({"key": jobs.webhooks.secret_of(key_of(http))})
+        return _json({"key": jobs.webhooks.signatures.secret_of(key_of(http))})
 
     def check(http: Request, name: str, model: ModelInfo, *, field: str) -> None:
         if name != MODEL:
@@ -185,40 +201,50 @@ def replicate_router(
         if model is not None:
             check(http, name, model, field="version" if body.version else "model")
         base_url = outputs.base_url(http)
+        request = to_request(body.input, model, leniency, id="")
+        webhook = await checked_webhook(body, jobs)
+        if start := start_of(body.input):
+            request = await sources.begin(http, request, start)
         wanted = Job(
             key=_key(http, new_job_id()),
-            request=to_request(body.input, model, leniency, id=""),
+            request=request,
             seeded=bool(body.input.seed),
             input={"model": name, "version": version, "input": body.input.model_dump(exclude_unset=True)},
             base_url=base_url,
-            webhook=await checked_webhook(body, jobs),
+            webhook=webhook,
             deadline_s=deadline_s(http, now=time.time()),
         )
         job = await submit_job(jobs, http, wanted)
         if wait_s is not None:
             job = await jobs.wait(job.key, wait_s - WAIT_MARGIN_S)
         if wait_s is None or job.state.final:
-            return await to_response(job, outputs, base_url, prefix, status=201)
+            return await answer(job, base_url, status=201)
         # Who asked to wait takes any other state for the end.
         waited = msgspec.structs.replace(job, state=JobState.STARTING)
-        return await to_response(waited, outputs, base_url, prefix, status=202)
+        return await answer(waited, base_url, status=202)
+
+    async def answer(job: Job, base_url: str, *, status: int = 200) -> Response:
+        """Answer with a prediction as it is, its pictures as the server's rule has them."""
+        output = await outputs.of(job, base_url)
+        return pictures_response(prediction(job, urls(job, base_url), output), status)
+
+    def urls(job: Job, base_url: str) -> dict[str, str]:
+        return urls_of(job, base_url, prefix, jobs.webhooks.signatures)
 
     return router
 
 
-async def to_response(
-    job: Job, outputs: Outputs, base_url: str, prefix: str, *, status: int = 200
-) -> Response:
-    """Answer with a prediction as it is, its pictures as the server's rule has them."""
-    output = await outputs.of(job, base_url)
-    return pictures_response(prediction(job, f"{base_url}{prefix}", output), status)
+def urls_of(job: Job, base_url: str, prefix: str, signatures: Signatures) -> dict[str, str]:
+    """Return where clients ask after a prediction; none is ever null."""
+    address = f"{base_url}{prefix}/predictions/{job.key.id}"
+    stream = stream_url(job.key, base_url, signatures)
+    return {"get": address, "cancel": f"{address}/cancel", "web": address, "stream": stream}
 
 
-def prediction(job: Job, api_url: str, output: list[str] | list[Picture] | None) -> dict[str, Any]:
-    """Return a job as clients know it; `api_url` is where they ask for it. No address is ever null."""
+def prediction(job: Job, urls: dict[str, str], output: list[str] | list[Picture] | None) -> dict[str, Any]:
+    """Return a job as clients know it."""
     times = {"predict_time": _between(job.started_s, job.completed_s)}
     times["total_time"] = _between(job.created_s, job.completed_s)
-    address = f"{api_url}/predictions/{job.key.id}"
     shown_as = {
         "id": job.key.id,
         "model": job.input["model"],
@@ -234,18 +260,18 @@ def prediction(job: Job, api_url: str, output: list[str] | list[Picture] | None)
         "started_at": _iso(job.started_s),
         "completed_at": _iso(job.completed_s),
         "metrics": {name: seconds for name, seconds in times.items() if seconds is not None},
-        "urls": {"get": address, "cancel": f"{address}/cancel", "web": address},
+        "urls": urls,
     }
     return shown_as if job.deadline_s is None else shown_as | {"deadline": _iso(job.deadline_s)}
 
 
-def replicate_payload(outputs: Outputs) -> Payload:
+def replicate_payload(outputs: Outputs, signatures: Signatures) -> Payload:
     """Return what says in a webhook how a prediction is; its pictures are addresses, never data."""
 
     async def payload(delivery: Delivery) -> bytes:
         job = delivery.job
-        urls = outputs.urls(job, job.base_url)
-        return msgspec.json.encode(prediction(job, f"{job.base_url}{PREFIXES[0]}", urls))
+        urls = urls_of(job, job.base_url, PREFIXES[0], signatures)
+        return msgspec.json.encode(prediction(job, urls, outputs.urls(job, job.base_url)))
 
     return payload
 

@@ -26,6 +26,7 @@ class Model:
     default_width: int
     default_height: int
     default_steps: int
+    max_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +95,5 @@ def _model(engine: Engine) -> Model | None:
         default_width=info.default_width,
         default_height=info.default_height,
         default_steps=info.default_steps,
+        max_steps=info.max_steps,
     )

@@ -4,16 +4,16 @@ Here the work is started, each event is written as it happens, and the work ends
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 from fastapi import Request, Response
 
 from server.errors import ServerError
 from server.events import Event
-from server.generation import GenerationResult, Image
+from server.generation import Image
 from server.http.errors import unexpected_error
 from server.http.event_stream import stream_response
 from server.http.exchange import ClientGone, Exchange, exchange_of
@@ -22,24 +22,29 @@ from server.roster import Watch
 
 log = structlog.get_logger("server.access")
 
-Words = tuple[str, dict[str, Any]]  # the name of an event, and what becomes its data as JSON
-Generate = Callable[[Watch], Coroutine[Any, Any, GenerationResult]]
+Words = tuple[str, dict[str, Any]]  # the name of an event, if it has one, and what becomes its data as JSON
+Made = TypeVar("Made")
+Told = TypeVar("Told", contravariant=True)
+Generate = Callable[[Watch], Coroutine[Any, Any, Made]]
 
 
-class Script(Protocol):
+class Script(Protocol[Told]):
     """How a dialect words what happens; None is nothing to say."""
 
     def tell(self, number: int, event: Event) -> Words | None:
         """Word an event of the picture with this number."""
 
-    def end(self, result: GenerationResult) -> Words | None:
-        """Word the end; every picture was told before."""
+    def end(self, made: Told, told: Collection[int]) -> Iterable[Words]:
+        """Word the end; `told` are the numbers of the pictures that were told before.
+
+        Those of a retry were made before anybody listened.
+        """
 
     def fail(self, error: ServerError) -> Words:
         """Word a failure, which is the end too."""
 
 
-async def event_response(http: Request, script: Script, generate: Generate) -> Response:
+async def event_response(http: Request, script: Script[Made], generate: Generate[Made]) -> Response:
     """Answer with events; raises what goes wrong before the first, so that a refusal keeps its status."""
     story = Story(script, exchange_of(http))
     await story.begin(generate)
@@ -47,22 +52,22 @@ async def event_response(http: Request, script: Script, generate: Generate) -> R
 
 
 @dataclass(slots=True)
-class Story:
+class Story(Generic[Made]):
     """One request from its first event to its end."""
 
-    script: Script
+    script: Script[Made]
     exchange: Exchange
     _happened: "asyncio.Queue[tuple[int, Event] | None]" = field(default_factory=asyncio.Queue)
     _latest: tuple[int, Event] | None = None  # None is the end
-    _work: "asyncio.Task[GenerationResult]" = field(init=False)
+    _work: "asyncio.Task[Made]" = field(init=False)
 
-    async def begin(self, generate: Generate) -> None:
+    async def begin(self, generate: Generate[Made]) -> None:
         """Start the work and wait for its first event; raises what ended it before."""
 
         def hear(number: int, event: Event) -> None:
             self._happened.put_nowait((number, event))
 
-        def hear_end(work: "asyncio.Task[GenerationResult]") -> None:
+        def hear_end(work: "asyncio.Task[Made]") -> None:
             if not work.cancelled():
                 work.exception()  # seen, also where nobody is left to tell
             self._happened.put_nowait(None)
@@ -82,7 +87,7 @@ class Story:
         self.exchange.outcome = "client_gone"
         try:
             async for name, data in self._worded():
-                yield f"event: {name}\ndata: ".encode()
+                yield (f"event: {name}\n" if name else "").encode() + b"data: "
                 async for piece in pieces(data):
                     yield piece
                 yield b"\n\n"
@@ -103,11 +108,7 @@ class Story:
             yield self.script.fail(error)
             self.exchange.outcome = error.code
             return
-        result = self._work.result()
-        for number, image in enumerate(result.images):  # those of a retry were made before anybody listened
-            if number not in told and (words := self.script.tell(number, image)):
-                yield words
-        if words := self.script.end(result):
+        for words in self.script.end(self._work.result(), told):
             yield words
         self.exchange.outcome = "ok"
 

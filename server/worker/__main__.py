@@ -4,11 +4,7 @@ Loads the model that the first message names, learns what steps cost, says that 
 loop until it is told to stop or the front end is gone.
 """
 
-import argparse
-import ctypes
 import os
-import signal
-import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -31,9 +27,10 @@ from model.device import (
     choose_memory,
     choose_numerics,
 )
+from model.info import PipelineInfo
 from model.lending import Memory
 from model.lora import Adapter, load_adapter
-from model.pipeline import Pipeline, PipelineInfo
+from model.pipeline import Pipeline
 from model.preview import Previewer
 from model.progress import loading_bar
 from model.quantization import QuantizeName
@@ -42,6 +39,7 @@ from server import logs
 from server.batcher import Lane
 from server.costs import Costs, Shape
 from server.generation import AdapterInfo, ModelInfo
+from server.inherited import arguments, take_end
 from server.protocol import Fatal, Ready, Start
 from server.worker.adapters import Adapters
 from server.worker.calibrate import calibrated, keep
@@ -51,7 +49,6 @@ from server.worker.loop import BESIDE, IN_TURN, Loop
 EXIT_CHECKPOINT: Final = 3
 EXIT_PROTOCOL: Final = 4
 EXIT_DEVICE: Final = 5
-PR_SET_PDEATHSIG: Final = 1
 SCHNELL_MAX_STEPS: Final = 12
 DEV_MAX_STEPS: Final = 50
 
@@ -60,14 +57,7 @@ log = structlog.get_logger(__name__)
 
 def main() -> int:
     """Serve until the end; the exit status tells the supervisor whether a restart makes sense."""
-    parser = argparse.ArgumentParser(prog="python -m server.worker")
-    parser.add_argument("--fd", type=int, required=True, help="inherited end of the socket pair")
-    end = socket.socket(fileno=parser.parse_args().fd)
-    end.set_inheritable(False)  # a compiler that outlives this process must not hide its end
-    _die_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl+C and systemd tell every process of the group,
-        signal.signal(number, signal.SIG_IGN)  # but the front end drains first and then says so
-    connection = Connection(end)
+    connection = Connection(take_end(arguments("python -m server.worker").parse_args().fd))
     messages = connection.messages()
     start = next(messages, None)
     if not isinstance(start, Start):
@@ -167,12 +157,6 @@ def _receive(connection: Connection, loop: Loop) -> None:
         log.exception("connection_lost")
         logs.flush()
     os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process with its parent, also while it computes (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What do steps cost on this device? Timed once, fitted by `server.costs`, and kept for the next start.
+"""What do steps cost on this device? Timed once, fitted by `fitting`, and kept for the next start.
 
 The worker calls `calibrated` when its model is loaded, and `keep` when it ends, with what it has learned.
 """
@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 import structlog
 import torch
 
 from model.conditioning import Prompt
-from model.pipeline import Pipeline, PipelineInfo
+from model.info import PipelineInfo
+from model.pipeline import Pipeline
 from model.sampling import Sample
+from model.source import Source
 from server import __version__
-from server.costs import CostKey, Costs, CostTable, KeptTable, Shape, StepKind, Timed, fit
+from server.costs import CostKey, Costs, CostTable, KeptTable, Shape, StepKind, Timed
+from server.worker.fitting import fit
 
 SIDES: Final = (256, 512, 768, 1024)
 COUNTS: Final = (2, 4, 8)
@@ -83,17 +87,19 @@ def measure(
 
 
 def points(info: PipelineInfo) -> Iterator[Point]:
-    """Yield what to time: one and two pictures as the model prefers them, which is always done; other sizes,
-    other counts, and mixtures."""
+    """Yield what to time: one and two pictures as the model prefers them, which is always done; sources to
+    start from, other sizes, other counts, and mixtures."""
     default = Shape(info.default_width, info.default_height, info.default_sequence_length)
     squares = [Shape(side, side, info.default_sequence_length) for side in SIDES]
     for kind in (StepKind.ENCODE, StepKind.DENOISE, StepKind.DECODE):
         yield kind, (default,)
     yield StepKind.DENOISE, (default, default)
+    yield StepKind.ENCODE, (default._replace(has_source=True),)
     for shape in squares:
         if shape != default:
             yield StepKind.DENOISE, (shape,)
             yield StepKind.DECODE, (shape,)
+            yield StepKind.ENCODE, (shape._replace(has_source=True),)
     for count in COUNTS:
         yield StepKind.ENCODE, (default,) * count
         for shape in squares:
@@ -105,9 +111,10 @@ def points(info: PipelineInfo) -> Iterator[Point]:
 
 
 def expect_s(timed: list[Timed], kind: StepKind, shapes: tuple[Shape, ...]) -> float:
-    """Guess the seconds of a point from the one of its kind that is nearest."""
+    """Guess the seconds of a point from the one of its kind that is nearest; a source's from a decode."""
     pixels = _pixels(shapes)
-    known = (each for each in timed if each.kind is kind)
+    alike = StepKind.DECODE if shapes[0].has_source else kind
+    known = (each for each in timed if each.kind is alike)
     nearest = min(known, key=lambda each: abs(_pixels(each.shapes) - pixels))
     return nearest.seconds * pixels / _pixels(nearest.shapes)
 
@@ -139,6 +146,8 @@ class Stopwatch:
 
     def _runner(self, kind: StepKind, shapes: tuple[Shape, ...]) -> Callable[[], object]:
         match kind:
+            case StepKind.ENCODE if shapes[0].has_source:
+                return lambda: self._encode_sources(shapes)
             case StepKind.ENCODE:
                 return lambda: self._encode(shapes)
             case StepKind.DENOISE:
@@ -154,6 +163,11 @@ class Stopwatch:
         self.pipeline.conditioning.clear()
         self.pipeline.encode([Prompt(f"picture {n}", shape.txt_rows) for n, shape in enumerate(shapes)])
 
+    def _encode_sources(self, shapes: tuple[Shape, ...]) -> None:
+        self.pipeline.conditioning.clear()
+        for shape in shapes:
+            self._sample(shape)
+
     def _sample(self, shape: Shape) -> Sample:
         (conditioning,) = self.pipeline.encode([Prompt("", shape.txt_rows)])
         return self.pipeline.start(
@@ -164,7 +178,14 @@ class Stopwatch:
             steps=STEPS,
             seed=0,
             guidance_scale=0.0,
+            source=_grey(shape.width, shape.height) if shape.has_source else None,
         )
+
+
+def _grey(width: int, height: int) -> Source:
+    """Return a picture that has to be encoded, whatever the steps."""
+    pixels, nothing = np.full((height, width, 3), 128, np.uint8), np.zeros((height, width), np.uint8)
+    return Source(pixels, strength=1.0, mask=nothing)
 
 
 def _warm_up(pipeline: Pipeline) -> None:
@@ -177,6 +198,7 @@ def _warm_up(pipeline: Pipeline) -> None:
         height=info.default_height,
         steps=info.default_steps,
         max_sequence_length=info.default_sequence_length,
+        source=_grey(info.default_width, info.default_height),
     )
     pipeline.conditioning.clear()
 

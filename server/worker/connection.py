@@ -4,15 +4,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from server.protocol import (
-    FRAME_HEADER,
-    MAX_TO_WORKER_BYTES,
-    ToFront,
-    ToWorker,
-    body_length,
-    decode_to_worker,
-    frame,
-)
+from server.inherited import bodies
+from server.protocol import MAX_TO_WORKER_BYTES, ToFront, ToWorker, decode_to_worker, frame
 
 
 class Connection:
@@ -28,15 +21,5 @@ class Connection:
 
     def messages(self) -> Iterator[ToWorker]:
         """Yield messages until the front end is gone; raises `ProtocolError` for what is none."""
-        while header := self._read(FRAME_HEADER.size):
-            yield decode_to_worker(self._read(body_length(header, limit_bytes=MAX_TO_WORKER_BYTES)))
-
-    def _read(self, count: int) -> bytes:
-        """Read exactly `count` bytes; fewer only at the end of the stream, which then counts as nothing."""
-        data = bytearray()
-        while len(data) < count:
-            received = self._socket.recv(count - len(data))
-            if not received:
-                return b""
-            data += received
-        return bytes(data)
+        for body in bodies(self._socket, limit_bytes=MAX_TO_WORKER_BYTES):
+            yield decode_to_worker(body)

@@ -22,6 +22,7 @@ from server.worker.png import check_pixels, encode_png
 
 XMP_KEYWORD: Final = "XML:com.adobe.xmp"
 GENERATED_MEDIA: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+EDITED_MEDIA: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 FULL_CHROMA_QUALITY: Final = 90  # from here on JPEG keeps the colours of every pixel
 NOT_XML: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MAX_SEGMENT_BYTES: Final = 65_533  # of a JPEG marker segment, without its length
@@ -34,6 +35,7 @@ class Provenance:
     """What made a picture; sizes in pixels, `digest` of the weights, `prompt` only on request.
 
     Of adapters the digests and scales are written, since names mean something on one server only.
+    `strength` is there where it was made from another picture, of which nothing else is said.
     """
 
     seed: int
@@ -47,6 +49,12 @@ class Provenance:
     version: str
     adapters: tuple[Adapter, ...] = ()
     prompt: str | None = None
+    strength: float | None = None
+
+    @property
+    def media_type(self) -> str:
+        """The IPTC's term for where its pixels come from."""
+        return GENERATED_MEDIA if self.strength is None else EDITED_MEDIA
 
     def texts(self) -> dict[str, str]:
         """Return the text chunks of a PNG, and the attributes of an XMP packet."""
@@ -62,6 +70,8 @@ class Provenance:
         }
         if self.adapters:
             texts["adapters"] = ", ".join(f"{each.digest} {each.scale:g}" for each in self.adapters)
+        if self.strength is not None:
+            texts["strength"] = f"{self.strength:g}"
         return texts if self.prompt is None else texts | {"prompt": self.prompt}
 
 
@@ -75,23 +85,24 @@ def encode_image(
     check_pixels(pixels)
     texts = provenance.texts()
     if image_format == "png":
-        return encode_png(pixels, texts | {XMP_KEYWORD: xmp_packet({})})
+        return encode_png(pixels, texts | {XMP_KEYWORD: xmp_packet({}, provenance.media_type)})
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     if image_format == "jpeg":
         subsampling = "4:4:4" if quality >= FULL_CHROMA_QUALITY else "4:2:0"
-        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, extra=_xmp_segments(texts))
+        extra = _xmp_segments(texts, provenance.media_type)
+        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, extra=extra)
     else:
-        image.save(buffer, "WEBP", quality=quality, xmp=xmp_packet(texts).encode())
+        image.save(buffer, "WEBP", quality=quality, xmp=xmp_packet(texts, provenance.media_type).encode())
     return buffer.getvalue()
 
 
-def xmp_packet(texts: Mapping[str, str], extension: str | None = None) -> str:
+def xmp_packet(texts: Mapping[str, str], media_type: str, *, extension: str | None = None) -> str:
     """Return an XMP packet that marks generated media (IPTC digital source type) and carries `texts`.
 
     `extension` is the digest of an extended packet that holds what this one has no room for.
     """
-    attributes = {"Iptc4xmpExt:DigitalSourceType": GENERATED_MEDIA}
+    attributes = {"Iptc4xmpExt:DigitalSourceType": media_type}
     attributes |= {f"flux:{name.lower()}": text for name, text in texts.items() if name != "prompt"}
     if extension is not None:
         attributes["xmpNote:HasExtendedXMP"] = extension
@@ -126,18 +137,18 @@ def _legal(text: str) -> str:
     return NOT_XML.sub("\ufffd", text)
 
 
-def _xmp_segments(texts: Mapping[str, str]) -> bytes:
+def _xmp_segments(texts: Mapping[str, str], media_type: str) -> bytes:
     """Return the APP1 segments of a JPEG: one packet, and where the prompt does not fit, its extension.
 
     A segment holds 64 KiB, a prompt up to 160 kB once escaped (XMP specification, part 3, section 1.1.3.1).
     """
-    packet = XMP_SIGNATURE + xmp_packet(texts).encode()
+    packet = XMP_SIGNATURE + xmp_packet(texts, media_type).encode()
     if len(packet) <= MAX_SEGMENT_BYTES:
         return _app1(packet)
     extended = _xmp_meta({}, prompt=texts["prompt"]).encode()
     digest = hashlib.md5(extended, usedforsecurity=False).hexdigest().upper()
     short = {name: text for name, text in texts.items() if name != "prompt"}
-    segments = [_app1(XMP_SIGNATURE + xmp_packet(short, digest).encode())]
+    segments = [_app1(XMP_SIGNATURE + xmp_packet(short, media_type, extension=digest).encode())]
     room = MAX_SEGMENT_BYTES - len(EXTENSION_SIGNATURE) - len(digest) - 8
     for start in range(0, len(extended), room):
         place = struct.pack(">II", len(extended), start)

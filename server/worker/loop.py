@@ -20,7 +20,7 @@ from model.preview import Previewer
 from server import __version__
 from server.batcher import ONE_LANE, Batcher, Entry, Lane, Step
 from server.costs import Costs, StepKind, Timed
-from server.errors import Cancelled, DeadlineExceeded, GenerationFailed
+from server.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServerError
 from server.generation import Image, ImageRequest, content_type
 from server.protocol import (
     CacheReport,
@@ -41,6 +41,7 @@ from server.worker.adapters import Adapters
 from server.worker.encode import Provenance, encode_image
 from server.worker.meter import Meter
 from server.worker.previews import Moment, Previews, encode_preview
+from server.worker.source import blended, check_source
 from server.worker.stages import Stages, Work
 
 ENCODER_THREADS: Final = 2
@@ -96,21 +97,27 @@ class Loop:
         if (answer := self.adapters.answer(message)) is not None:
             self.send(answer)
             return
+        if isinstance(message, Submit):
+            try:
+                check_source(message.image)
+            except GenerationFailed as fault:
+                self.send(Failed(id=message.image.id, code=fault.code, message=fault.message))
+                return
+        left: list[Work] = []
         with self._monitor:
             match message:
                 case Submit(image=request):
                     self._take(request)
                 case Cancel(id=image_id):
-                    self._batcher.cancel(image_id)
-                    self._works.pop(image_id, None)
+                    left = self._forget(image_id)
                 case Revise(id=image_id, priority=priority, deadline_s=left_s):
                     deadline_s = None if left_s is None else self.clock() + left_s
                     self._batcher.revise(image_id, priority=priority, deadline_s=deadline_s)
                 case Stop() | Start():
                     self._stopping = True
             self._monitor.notify_all()
-        if isinstance(message, Cancel):
-            self.send(Failed(id=message.id, code=Cancelled.code, message="forgotten"))
+        for work in left:
+            self._leave(work)
 
     def _take(self, request: ImageRequest) -> None:
         now = self.clock()
@@ -118,16 +125,26 @@ class Loop:
             id=request.id,
             width=request.width,
             height=request.height,
-            steps=request.steps,
+            steps=request.run_steps,
             arrived_s=now,
             txt_rows=request.max_sequence_length,
             passes=2 if self.pipeline.uses_negative(request.guidance_scale) else 1,
+            has_source=request.encodes_source,
             key=request.key,
             priority=request.priority,
             deadline_s=None if request.deadline_s is None else now + request.deadline_s,
         )
         self._works[request.id] = Work(request, entry, adapters=self.adapters.find(request.adapters))
         self._batcher.add(entry)
+
+    def _forget(self, image_id: str) -> list[Work]:
+        """Drop a picture, and return it if it leaves now; one that is in a step leaves when that is over."""
+        in_step = self._batcher.cancel(image_id)
+        work = self._works.pop(image_id, None)
+        if work is None:
+            return []  # it has left, and its answer is on its way
+        work.forgotten = True
+        return [] if in_step else [work]
 
     def _drive(self, lane: Lane) -> None:
         """Run the steps of a lane one after another; sleep only while it has none."""
@@ -171,11 +188,11 @@ class Loop:
             now = self.clock()  # asked here, so that no lane tells the meter of a time before another's
             device_s = self._meter.end(lane, now)
             efficiency = self.costs.efficiency(shapes) if step.kind is StepKind.DENOISE else None
+            parts = self.costs.parts(step.kind, shapes)
             if smooth:
                 self.costs.refine(Timed(step.kind, shapes, device_s))
-        for work in works:
-            share = work.entry.tokens / step.tokens
-            work.record(step.kind, seconds=now - running.began_s, device_s=device_s * share)
+        for work, part in zip(works, parts, strict=True):
+            work.record(step.kind, seconds=now - running.began_s, device_s=device_s * part)
         self.send(
             Stepped(
                 kind=step.kind,
@@ -195,6 +212,7 @@ class Loop:
         with self._monitor:
             leaving = self._batcher.complete(running.step, failed=failed)
             left = [self._works.pop(entry.id) for entry in leaving]
+            left += [work for work in running.works if work.forgotten]
             if running.step.kind is StepKind.DENOISE:
                 for work in running.works:
                     self._previews.note(work)
@@ -226,28 +244,33 @@ class Loop:
 
     def _leave(self, work: Work) -> None:
         """Answer a picture that left the plan, a finished one from an encoder thread."""
-        if work.failure is not None:
-            self.send(Failed(id=work.request.id, code=work.failure.code, message=work.failure.message))
+        if work.forgotten:
+            self._fail(work, Cancelled("forgotten"))
+        elif work.failure is not None:
+            self._fail(work, work.failure)
         elif work.pixels is None:
             message = "the picture cannot be finished within the deadline of its request"
-            self.send(Failed(id=work.request.id, code=DeadlineExceeded.code, message=message))
+            self._fail(work, DeadlineExceeded(message))
         else:
             self._encoders.submit(self._finish, work, work.pixels)
+
+    def _fail(self, work: Work, error: ServerError) -> None:
+        failed = Failed(id=work.request.id, code=error.code, message=error.message, device_s=work.device_s)
+        self.send(failed)
 
     def _finish(self, work: Work, pixels: Pixels) -> None:
         began_s = self.clock()
         request = work.request
         try:
             data = encode_image(
-                pixels,
+                blended(pixels, request),
                 image_format=request.image_format,
                 quality=request.quality,
                 provenance=self._provenance(request),
             )
         except Exception:  # nobody looks at this thread's result, and the client waits
             log.exception("encode_failed", image=request.id)
-            message = "the picture could not be encoded"
-            self.send(Failed(id=request.id, code=GenerationFailed.code, message=message))
+            self._fail(work, GenerationFailed("the picture could not be encoded"))
             return
         now = self.clock()
         image = Image(
@@ -274,6 +297,7 @@ class Loop:
             version=__version__,
             adapters=request.adapters,
             prompt=request.prompt if request.embed_prompt else None,
+            strength=None if request.source is None else request.source.strength,
         )
 
     def _report_cache(self) -> None:

@@ -21,6 +21,7 @@ from server.costs import Costs, StepKind
 from server.errors import GenerationFailed, OutOfMemory
 from server.generation import ImageRequest, Timings
 from server.worker.adapters import Adapters
+from server.worker.source import source_of
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +36,7 @@ class Work:
     pixels: Pixels | None = None
     failure: GenerationFailed | None = None
     adapters: tuple[Scaled, ...] = ()
+    forgotten: bool = False  # nobody wants it any more
     text_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -162,6 +164,7 @@ class Stages:
                 seed=work.request.seed,
                 guidance_scale=work.request.guidance_scale,
                 adapters=work.adapters,
+                source=source_of(work.request),
             )
 
     def _prompts(self, work: Work) -> list[Prompt]:

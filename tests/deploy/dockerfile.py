@@ -82,7 +82,9 @@ def serve(root: Path, final: list[Instruction]) -> None:
     check = json.loads(by_name["HEALTHCHECK"].split("CMD", 1)[1])
     try:
         began = time.monotonic()
-        while subprocess.run(check, env=environment, stderr=subprocess.DEVNULL, check=False).returncode:
+        while subprocess.run(
+            check, cwd=root / "app", env=environment, stderr=subprocess.DEVNULL, check=False
+        ).returncode:
             assert server.poll() is None, "the server ended"
             assert time.monotonic() - began < READY_S, "the server did not become healthy"
         sys.stdout.write(f"healthy after {time.monotonic() - began:.1f} s\n")

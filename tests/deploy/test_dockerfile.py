@@ -47,8 +47,8 @@ def test_pip_is_the_one_that_make_uses() -> None:
     assert f"pip=={pinned}" in TEXT
 
 
-def test_health_is_readiness() -> None:
-    assert "/readyz" in FINAL["HEALTHCHECK"]
+def test_health_is_asked_of_the_server_with_its_own_settings() -> None:
+    assert json.loads(FINAL["HEALTHCHECK"].split("CMD", 1)[1]) == ["python", "-m", "server.health"]
     assert json.loads(FINAL["ENTRYPOINT"]) == ["python", "-m", "server"]
     assert FINAL["STOPSIGNAL"] == "SIGTERM"
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -80,12 +81,15 @@ def test_it_ends_within_eight_minutes() -> None:
 
 
 @pytest.mark.parametrize("module", ["model.bench", "kernels.bench"])
-def test_the_benchmarks_know_every_option_that_they_are_given(module: str, tmp_path: Path) -> None:
+def test_the_benchmarks_know_every_option_that_they_are_given(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, started, _ = checked(tmp_path)
-    asked = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    known = set(re.findall(r"--[a-z-]+", asked.stdout))
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)  # it is run, not imported
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     given = {
         each for arguments in started if arguments[1] == module for each in arguments if each[:2] == "--"
     }

@@ -94,7 +94,7 @@ def running_server(folder: Path, *arguments: str, ready: bool = True) -> Iterato
 def _url(process: subprocess.Popen[bytes], log_path: Path) -> str:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        if found := re.search(r'url"?[=:] ?"?([^\s",]+)', log_path.read_text()):
+        if found := re.search(r'url"?[=:] ?"?([^\s",]+)[\s",]', log_path.read_text()):
             return found[1]
         assert process.poll() is None, log_path.read_text()
         time.sleep(0.01)
@@ -109,13 +109,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def run_node(script: str, *arguments: str) -> str:
+def run_node(script: str, *arguments: str, **environment: str) -> str:
     """Run a script of `tests/e2e/node` and return what it printed; skip where it cannot run."""
     folder = ROOT / "tests" / "e2e" / "node"
     if shutil.which("node") is None or not (folder / "node_modules").is_dir():
         pytest.skip("the clients for Node are not installed: `make clients` does it where npm is")
     ended = subprocess.run(
-        ["node", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        ["node", script, *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -11,7 +11,11 @@ from typing import Any
 import fal_client
 import httpx
 
+from tests.server.decoder.pictures import file_of, gradient
+
 APP = "fal-ai/flux/schnell"
+EDIT = "fal-ai/flux/dev/image-to-image"
+PICTURE = fal_client.encode(file_of(gradient(256, 272)), "image/png")
 ROOM_S = 0.4  # after which a full queue has room again
 SMALL: dict[str, Any] = {
     "prompt": "a red circle",
@@ -95,10 +99,14 @@ def main(webhook_url: str) -> None:
         "early": shape(early.get()),
         "run": shape(fal_client.run(APP, SMALL | {"num_images": 2, "output_format": "png"})),
         "sync_mode": shape(fal_client.run("fal-ai/flux-1/schnell", SMALL | {"sync_mode": True})),
-        "stream": [shape(event) for event in fal_client.stream(APP, SMALL)],
+        "stream": [shape(event) for event in fal_client.stream(APP, SMALL | {"num_inference_steps": 12})],
         "async": asyncio.run(asynchronous()),
         "queued": queued(),
         "cancelled": cancelled(),
+        "edited": shape(fal_client.run(EDIT, {"prompt": "a", "image_url": PICTURE, "seed": 5})),
+        "edited in the queue": shape(
+            fal_client.subscribe(EDIT, {"prompt": "a", "image_url": PICTURE, "seed": 5})
+        ),
         "bad": refusal(lambda: fal_client.run(APP, SMALL | {"num_images": 9})),
         "bad in the queue": refusal(lambda: fal_client.submit(APP, {"image_size": "square"})),
         "unknown": refusal(lambda: fal_client.result(APP, "c0ffee")),

@@ -12,6 +12,7 @@ def main(server: str) -> None:
     sent = {"model": "dall-e-3", "prompt": "a cat", "extra_body": {"steps": 1}}
     several = client.images.generate(**sent, n=2, size="256x256", response_format="b64_json")  # type: ignore[call-overload]
     address = client.images.generate(**sent, response_format="url")  # type: ignore[call-overload]
+    stream = client.images.generate(**sent, size="256x256", stream=True, partial_images=1)  # type: ignore[call-overload]
     try:
         client.images.generate(prompt="a cat", size="100x100")  # type: ignore[arg-type]
     except openai.BadRequestError as error:
@@ -26,6 +27,7 @@ def main(server: str) -> None:
             "several": [base64.b64decode(each.b64_json).startswith(b"\x89PNG") for each in several.data],
             "address": address.data[0].url.partition(",")[0],
             "models": [model.id for model in client.models.list()][:2],
+            "streamed": [event.type for event in stream][-1],
             "param": param,
             "left": left,
         },

@@ -150,7 +150,7 @@ def test_a_body_that_is_no_request_is_refused(
         ({"Content-Type": "text/plain"}, "content-type"),
         ({"Content-Type": ""}, "content-type"),
         ({"Content-Type": "application/x-www-form-urlencoded"}, "content-type"),
-        ({"Content-Type": "multipart/form-data; boundary=x"}, "content-type"),
+        ({"Content-Type": "multipart/mixed; boundary=x"}, "content-type"),
         ({"Content-Type": "application/jsonp"}, "content-type"),
         ({"Content-Encoding": "gzip"}, "content-encoding"),
     ],

@@ -6,7 +6,6 @@ import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +14,8 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from tests.e2e.conftest import Server, running_server
+from tests.e2e.conftest import Server
+from tests.server.decoder.pictures import file_of, gradient
 
 LARGE = {"width": 1024, "height": 1024, "steps": 12, "batch_size": 8}  # seconds of work on any CPU
 
@@ -42,48 +42,27 @@ def test_hugging_face_s_clients_get_the_same_picture(hugging: InferenceClient, s
     assert again.tobytes() == image.tobytes()
 
 
+def test_hugging_face_s_client_starts_from_a_picture(hugging: InferenceClient) -> None:
+    sent = file_of(gradient(272, 256), "JPEG")
+    assert hugging.image_to_image(sent, prompt="a red circle", strength=0.5).size == (272, 256)
+
+
+def test_an_interface_starts_from_a_picture(server: Server) -> None:
+    sent = {
+        "prompt": "a red circle",
+        "init_images": [base64.b64encode(file_of(gradient(512, 256))).decode()],
+        "denoising_strength": 0.5,
+        "width": 256,
+        "height": 256,
+        "steps": 2,
+    }
+    answer = httpx.post(f"{server.url}/sdapi/v1/img2img", json=sent | {"resize_mode": 1}, timeout=60).json()
+    assert picture(answer["images"][0]).size == (256, 256)
+
+
 def test_hugging_face_s_client_names_what_is_wrong(hugging: InferenceClient) -> None:
     with pytest.raises(HfHubHTTPError, match=r"parameters\.width is 100; allowed: a multiple of 16"):
         hugging.text_to_image("a", width=100)
-
-
-def test_hugging_face_requests_are_held_until_the_model_is_loaded(tmp_path: Path) -> None:
-    with running_server(tmp_path, "--max-backlog-s", "0.01", "--strict-models", ready=False) as server:
-        client = InferenceClient(model=f"{server.url}/hf")
-        assert client.text_to_image("a", num_inference_steps=1).size == (256, 256)
-        health = httpx.get(f"{server.url}/health-check").json()
-        assert (health["status"], health["setup"]["status"]) == ("READY", "succeeded")
-        _overload(server)
-        _another_model(server)
-
-
-def _overload(server: Server) -> None:
-    """Each dialect says in its own way that the backlog is full."""
-    with ThreadPoolExecutor(1) as thread, httpx.Client(base_url=server.url, timeout=60) as client:
-        busy = thread.submit(httpx.post, f"{server.url}/sdapi/v1/txt2img", json=LARGE, timeout=0.8)
-        while client.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0:
-            time.sleep(0.01)
-        webui = client.post("/sdapi/v1/txt2img", json={"prompt": "a"})
-        assert (webui.status_code, webui.json()["error"]) == (429, "overloaded")
-        cog = client.post("/predictions", json={"input": {"prompt": "a"}})
-        assert (cog.status_code, cog.json()["status"]) == (409, "failed")
-        hugging = client.post("/hf", json={"inputs": "a"})
-        assert (hugging.status_code, set(hugging.json())) == (429, {"error"})
-        for answer in (webui, cog, hugging):
-            assert 1 <= int(answer.headers["retry-after"]) <= 120
-        assert isinstance(busy.exception(), httpx.ReadTimeout)
-
-
-def _another_model(server: Server) -> None:
-    """Each dialect refuses in its own way."""
-    for path, body in (
-        ("/v1/images/generations", {"prompt": "a", "model": "dall-e-3"}),
-        ("/hf/models/sdxl", {"inputs": "a"}),
-        ("/sdapi/v1/options", {"sd_model_checkpoint": "sdxl"}),
-    ):
-        answer = httpx.post(f"{server.url}{path}", json=body)
-        assert answer.status_code == 404
-        assert "allowed: flux-schnell, black-forest-labs/FLUX.1-schnell, " in answer.text
 
 
 def test_an_interface_finds_the_model_and_gets_its_pictures(server: Server) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import replicate
 
 from tests.e2e.conftest import CALLABLE, ROOT, Server, run_node, running_server
 from tests.e2e.receiver import receiving
@@ -57,14 +58,18 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         yield json.loads(ended.stdout) | {
             "called": json.loads(body),
             "call headers": headers,
+            "call body": body.decode(),
             "url": server.url,
+            "authority": environment["SSL_CERT_FILE"],
         }
 
 
 def test_a_run_gives_pictures_by_url_over_tls(told: dict[str, Any]) -> None:
     assert told["run"] == [5, 256, 272, [PNG, PNG]]
     assert told["async"] == PICTURE
-    assert told["stream"] == [PICTURE]
+    *previews, last = told["stream"]
+    assert last == PICTURE
+    assert all(each[1:3] == [128, 136] for each in previews)
 
 
 def test_sync_mode_gives_them_as_data(told: dict[str, Any]) -> None:
@@ -85,6 +90,10 @@ def test_the_queue_is_asked_by_handle_and_by_id(told: dict[str, Any]) -> None:
     assert queued["result"] == queued["subscribed"] == PICTURE
     assert queued["seconds"] > 0
     assert queued["cancelled late"][0] == 400
+
+
+def test_a_picture_is_where_a_request_starts(told: dict[str, Any]) -> None:
+    assert told["edited"] == told["edited in the queue"] == PICTURE
 
 
 def test_a_request_that_is_cancelled_comes_to_an_end(told: dict[str, Any]) -> None:
@@ -111,11 +120,28 @@ def test_a_webhook_is_called_with_the_output(told: dict[str, Any]) -> None:
     assert told["call headers"]["webhook-id"].startswith("msg_")
 
 
+def test_replicate_s_clients_read_pictures_by_url_and_verify_calls(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same server, since this is the one with TLS."""
+    monkeypatch.setenv("SSL_CERT_FILE", told["authority"])
+    client = replicate.Client(api_token="r8_unused", base_url=told["url"])
+    sent = {"prompt": "a red circle", "megapixels": "0.25", "num_inference_steps": 1}
+    (output,) = client.run("black-forest-labs/flux-schnell", input=sent)
+    assert output.url.startswith(f"{told['url']}/files/")
+    assert output.read()[8:12] == b"WEBP"
+    client._client.close()
+    call = json.dumps({"headers": told["call headers"], "body": told["call body"]})
+    printed = run_node("replicate-tls.mjs", told["url"], call, NODE_EXTRA_CA_CERTS=told["authority"])
+    assert printed == "ok\n"
+
+
 def test_the_javascript_client_through_the_proxy(server: Server) -> None:
     with receiving() as receiver:
         found = json.loads(run_node("fal.mjs", server.url, receiver.url))
         ((_, body),) = receiver.wait(1)
     assert found["run"] == {"value": ["jpeg"]}
+    assert found["direct"] == {"value": [["jpeg"]] * 2}
     assert found["several"] == {"value": ["jpeg"] * 4}
     assert (
         found["polled"]
@@ -126,7 +152,9 @@ def test_the_javascript_client_through_the_proxy(server: Server) -> None:
         "value": {"status": "COMPLETED", "error_type": "client_cancelled", "error": "ApiError", "code": 499}
     }
     assert found["bad"] == {"name": "ValidationError", "status": 422, "fields": [["body", "num_images"]]}
-    assert found["streamed"] == {"value": {"events": [["jpeg"]], "done": ["jpeg"]}}
+    *previews, last = found["streamed"]["value"]["widths"]
+    assert (set(previews), last) == ({128}, 256)
+    assert found["streamed"]["value"]["done"] == ["jpeg"]
     assert (json.loads(body)["request_id"], json.loads(body)["status"]) == (found["webhook"], "OK")
 
 
@@ -134,5 +162,6 @@ def test_the_vercel_ai_sdk_with_fal_and_black_forest_labs(server: Server) -> Non
     for provider, found in json.loads(run_node("aisdk-fal-bfl.mjs", server.url)).items():
         assert found["one"] == {"value": ["jpeg"]}, provider
         assert found["several"] == {"value": ["jpeg"] * 3}, provider
+        assert found["edited"] == {"value": ["jpeg"]}, provider
         assert (found["bad"]["error"], found["bad"]["status"]) == ("AI_APICallError", 422), provider
         assert "seed is -1; allowed: " in found["bad"]["message"], provider

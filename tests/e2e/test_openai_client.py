@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import Server, running_server
+from tests.server.decoder.pictures import file_of, gradient
 
 
 @pytest.fixture
@@ -57,6 +58,20 @@ def test_formats_and_addresses(client: openai.OpenAI) -> None:
     answer = client.images.generate(prompt="a", response_format="url", style="vivid", size="auto")
     address = (answer.data or [])[0].url or ""
     assert address.startswith("data:image/png;base64,")
+
+
+def test_a_picture_is_edited_and_what_a_mask_keeps_is_kept(client: openai.OpenAI) -> None:
+    sent = gradient(256, 272)
+    mask = Image.new("RGBA", sent.size, "black")
+    mask.paste((0, 0, 0, 0), (0, 0, 128, 272))
+    files = {"image": ("a.png", file_of(sent)), "mask": ("m.png", file_of(mask))}
+    answer = client.images.edit(prompt="a red circle", extra_body={"steps": 2, "seed": 1}, **files)
+    (datum,) = answer.data or []
+    edited = image(datum)
+    kept = (128, 0, 256, 272)
+    assert edited.size == sent.size
+    assert edited.crop(kept).tobytes() == sent.crop(kept).tobytes()
+    assert edited.tobytes() != sent.tobytes()
 
 
 def test_models_are_listed_and_found_with_a_slash_in_the_id(client: openai.OpenAI) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import replicate
 import standardwebhooks
@@ -19,6 +20,7 @@ from replicate.webhook import Webhooks as ClientWebhooks
 
 from tests.e2e.conftest import CALLABLE, Server, run_node, run_with, running_server
 from tests.e2e.receiver import receiving
+from tests.server.decoder.pictures import file_of, gradient
 
 MODEL = "black-forest-labs/flux-schnell"
 SMALL = {"prompt": "a red circle", "megapixels": "0.25", "num_inference_steps": 1}
@@ -50,6 +52,25 @@ def test_run_gives_files(client: replicate.Client) -> None:
     assert [picture(output.read()).size for output in outputs] == [(672, 384)] * 2
     assert picture(outputs[0].read()).format == "WEBP"
     assert len({output.read() for output in outputs}) == 2
+
+
+def test_a_file_is_uploaded_and_started_from(client: replicate.Client) -> None:
+    sent = {"image": io.BytesIO(file_of(gradient(320, 256))), "prompt_strength": 0.5}
+    (output,) = client.run(MODEL, input=SMALL | sent | {"output_format": "png"})
+    assert picture(output.read()).size == (320, 256)
+    file = client.files.create(io.BytesIO(file_of(gradient())))
+    assert client.files.get(file.id).checksums == file.checksums
+    assert client.files.delete(file.id)
+    with pytest.raises(ReplicateError):
+        client.files.get(file.id)
+
+
+def test_stream_gives_the_log_and_files(client: replicate.Client) -> None:
+    logs, output, done = client.stream(MODEL, input=SMALL | {"seed": 5})
+    assert (logs.event.value, str(done.event.value)) == ("logs", "done")
+    assert picture(output.data.read()).format == "WEBP"  # type: ignore[attr-defined]
+    with pytest.raises(ReplicateError, match="num_outputs"):
+        list(client.stream(MODEL, input=SMALL | {"num_outputs": 9}))
 
 
 @pytest.mark.parametrize(
@@ -232,14 +253,21 @@ def test_accepted_predictions_survive_a_front_end_that_is_killed(tmp_path: Path)
             late = [
                 client.predictions.create(version=MODEL, input=SMALL | {"num_outputs": 2}) for _ in range(3)
             ]
+            sent = io.BytesIO(file_of(gradient(256, 272)))
+            edit = client.predictions.create(version=MODEL, input=SMALL | {"image": sent})
+            children = psutil.Process(server.process.pid).children()
             server.process.kill()
             server.process.wait()
+            _, alive = psutil.wait_procs(children, timeout=5)
+            assert all(each.status() == psutil.STATUS_ZOMBIE for each in alive), "they die with it"
         with running_server(tmp_path, *arguments) as server, client_of(server) as client:
-            for each in (early, done, *late):
+            for each in (early, done, *late, edit):
                 found = client.predictions.get(each.id)
                 found.wait()
                 assert found.status == "succeeded"
                 assert all(httpx.get(output).status_code == 200 for output in found.output)
+            edited = picture(httpx.get(found.output[0]).content)
+            assert edited.size == (256, 272), "the last one started from its picture"
             ids = {headers["webhook-id"] for headers, _ in receiver.wait(2)}
             assert len(ids) == 1
 

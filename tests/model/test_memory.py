@@ -100,6 +100,7 @@ def test_each_preset_needs_less_of_the_device_than_the_one_before(published: lis
         for one, other in ((low, balanced), (balanced, full)):
             encoding = [each.kept_bytes + each.peaks.encoding for each in (one, other)]
             assert encoding[0] <= encoding[1] + MIB, "what is lent is rounded up"
+            assert one.peaks.starting == other.peaks.starting
             assert one.peaks.stepping == other.peaks.stepping
             assert one.peaks.decoding == other.peaks.decoding
 
@@ -125,9 +126,11 @@ def test_the_table_names_the_smallest_card_that_is_large_enough() -> None:
     assert fits(24_000_000_001) == "32 GB (8.0 left)"
     assert fits(CARDS_GB[-1] * 10**9 + 1) == "none up to 141 GB"
     (_, _, row) = table(
-        [Need("fp8", Memory.LOW, 10**7, {"a": 10**9, "b": 10**9}, Peaks(3, 10**9, 5))]
+        [Need("fp8", Memory.LOW, 10**7, {"a": 10**9, "b": 10**9}, Peaks(3, 10**8, 10**9, 5))]
     ).splitlines()
-    assert row == "| fp8 | `low` | 1.00 | 1.00 | 0.01 | 2.00 | 3.00 | 2.00 | 3.00 | 24 GB (21.0 left) |"
+    assert (
+        row == "| fp8 | `low` | 1.00 | 1.00 | 0.01 | 2.00 | 2.10 | 3.00 | 2.00 | 3.00 | 24 GB (21.0 left) |"
+    )
 
 
 class Measured:
@@ -167,6 +170,7 @@ def test_a_cpu_allocates_what_was_computed(memory: Memory) -> None:
     computed = computed_peaks(weightless(embedded(), memory, loaded.ops), side=512, batch=2)
     assert 0 <= computed.encoding - measured.encoding < ROUNDING_BYTES * len(lent)
     assert computed.stepping == pytest.approx(measured.stepping, rel=0.02)
+    assert computed.starting <= measured.starting
     assert computed.decoding <= measured.decoding
 
 
@@ -195,6 +199,7 @@ def test_a_gpu_allocates_what_was_computed(memory: Memory) -> None:
     computed = computed_peaks(weightless(embedded(), memory, loaded.ops), side=1024, batch=4)
     for one, other, factor in (
         (measured.encoding, computed.encoding, 1.02),
+        (measured.starting, computed.starting, 1.5),
         (measured.stepping, computed.stepping, 1.02),
         (measured.decoding, computed.decoding, 1.5),
     ):

@@ -1,92 +1,23 @@
 """In float32 our pictures are those of diffusers: latents within 1e-5 relative, pixels within 1 of 255."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FluxPipeline
 
 from kernels import reference as ops
-from kernels.dispatch import KernelsName
-from model.conditioning import Prompt
 from model.layout import Numerics
-from model.pipeline import Pipeline
 from tests.model.conftest import Oracle
-
-PROMPT = "a red circle above two small green stars at night"
-
-
-@dataclass(frozen=True)
-class Run:
-    width: int = 256
-    height: int = 256
-    steps: int = 2
-    seed: int = 0
-    length: int = 64
-    guidance: float = 0.0
-    negative: str = ""
-    prompt: str = PROMPT
-
-
-def load(folder: Path, numerics: Numerics = Numerics.EXACT, kernels: KernelsName = "auto") -> Pipeline:
-    return Pipeline.load(
-        folder, device=torch.device("cpu"), dtype=torch.float32, numerics=numerics, kernels=kernels
-    )
-
-
-def our_latents(pipeline: Pipeline, run: Run) -> tuple[torch.Tensor, np.ndarray]:
-    prompts = [Prompt(run.prompt, run.length)]
-    if pipeline.uses_negative(run.guidance):
-        prompts.append(Prompt(run.negative, run.length))
-    conditionings = pipeline.encode(prompts)
-    sample = pipeline.start(
-        conditioning=conditionings[0],
-        negative=conditionings[1] if len(conditionings) > 1 else None,
-        width=run.width,
-        height=run.height,
-        steps=run.steps,
-        seed=run.seed,
-        guidance_scale=run.guidance,
-    )
-    while not sample.finished:
-        pipeline.denoise_step([sample])
-    return sample.latents, pipeline.decode([sample])[0]
-
-
-def their_latents(oracle: FluxPipeline, run: Run) -> tuple[torch.Tensor, np.ndarray]:
-    dev = oracle.transformer.config.guidance_embeds
-    arguments = {
-        "prompt": run.prompt,
-        "width": run.width,
-        "height": run.height,
-        "num_inference_steps": run.steps,
-        "max_sequence_length": run.length,
-        "guidance_scale": run.guidance if dev else 3.5,
-    }
-    if not dev and run.guidance > 1:
-        arguments |= {"negative_prompt": run.negative, "true_cfg_scale": run.guidance}
-    with torch.inference_mode():
-        latents = oracle(
-            **arguments, generator=torch.Generator().manual_seed(run.seed), output_type="latent"
-        ).images
-        unpacked = oracle._unpack_latents(latents, run.height, run.width, oracle.vae_scale_factor)
-        scaled = unpacked / oracle.vae.config.scaling_factor + oracle.vae.config.shift_factor
-        decoded = oracle.vae.decode(scaled, return_dict=False)[0]
-        (pixels,) = oracle.image_processor.postprocess(decoded, output_type="pil")
-    return latents[0], np.asarray(pixels)
-
-
-def assert_same_picture(pipeline: Pipeline, oracle: FluxPipeline, run: Run) -> None:
-    latents, pixels = our_latents(pipeline, run)
-    expected, expected_pixels = their_latents(oracle, run)
-    assert (latents - expected).norm() / expected.norm() <= 1e-5
-    assert pixels.shape == (run.height, run.width, 3)
-    assert np.abs(pixels.astype(int) - expected_pixels.astype(int)).max() <= 1
-    assert pixels.std() > 1, "a blank picture would agree with anything"
+from tests.model.parity import (
+    LATENTS,
+    Run,
+    assert_same_picture,
+    distance,
+    load,
+    our_picture,
+    their_picture,
+)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +89,6 @@ def test_small_mistakes_are_caught(
     pipeline = load(folder, kernels="reference")
     assert_same_picture(pipeline, theirs, run)
     mistake(monkeypatch)
-    expected, _ = their_latents(theirs, run)
-    wrong, _ = our_latents(pipeline, run)
-    assert (wrong - expected).norm() / expected.norm() > 1e-5
+    expected, _ = their_picture(theirs, run)
+    wrong, _ = our_picture(pipeline, run)
+    assert distance(wrong, expected) > LATENTS

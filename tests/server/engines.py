@@ -24,7 +24,7 @@ COMMAND = (sys.executable, "-m", "tests.server.fake_worker")
 NAMES = iter(range(10**9))
 
 
-def start(model: str = "fake", device: str = "cpu") -> Start:
+def start(model: str = "fake", device: str = "auto") -> Start:
     return Start(
         model=model,
         device=device,
@@ -54,6 +54,7 @@ async def engine_on(
     image_cache_bytes: int = 0,
     ready: bool = True,
     adapters: Adapters | None = None,
+    charge: Callable[[str, float], None] = lambda name, device_s: None,
 ) -> AsyncIterator[Engine]:
     engine = Engine(
         [start(model) for model in models or ("fake",)],
@@ -64,6 +65,7 @@ async def engine_on(
         auto_steps_backlog_s=(2.0, 4.0, 6.0),
         hang_s=hang_s,
         image_cache_bytes=image_cache_bytes,
+        charge=charge,
         command=COMMAND,
     )
     await engine.start()

@@ -9,7 +9,7 @@ hand at once.
 The model `refused` is none, `stillborn` kills, `after PATH` is loaded when the path exists, `picky` takes no
 adapter.
 An adapter's file says what it does: `refuse`, `die`, else it is taken; its digest is what it says.
-A picture's bytes name its id, seed and size, so that a mix-up shows.
+A picture's bytes name its id, seed and size, its adapters and what it starts from, so that a mix-up shows.
 """
 
 import os
@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -50,8 +51,9 @@ COSTS = CostTable(decode_pixel_s=0.01 / 256**2)
 
 
 def picture(request: ImageRequest) -> Image:
-    adapters = "".join(f" {each.digest} {each.scale:g}" for each in request.adapters)
-    data = f"{request.id} seed {request.seed} {request.width}x{request.height}{adapters}".encode()
+    begun = f" from {zlib.crc32(request.source.pixels)}" if request.source else ""
+    begun += "".join(f" {each.digest} {each.scale:g}" for each in request.adapters)
+    data = f"{request.id} seed {request.seed} {request.width}x{request.height}{begun}".encode()
     return Image(
         data=data,
         content_type="image/png",
@@ -130,7 +132,10 @@ def answer(connection: Connection, end: socket.socket, request: ImageRequest, ca
             return
         case "fail":
             end_step(connection)
-            connection.send(Failed(id=request.id, code="generation_failed", message="it was asked to fail"))
+            failed = Failed(
+                id=request.id, code="generation_failed", message="it was asked to fail", device_s=0.02
+            )
+            connection.send(failed)
             return
         case "other":
             connection.send(Done(id="another/0", image=picture(request)))
@@ -158,7 +163,8 @@ def main() -> None:
         os._exit(1)
     answers = [load(file, start.model) for file in start.adapters]
     adapters = tuple(each.adapter for each in answers if isinstance(each, AdapterLoaded))
-    model = msgspec.structs.replace(MODEL, device=start.device, adapters=adapters)
+    device = "cpu" if start.device == "auto" else start.device
+    model = msgspec.structs.replace(MODEL, device=device, adapters=adapters)
     connection.send(Ready(model=model, costs=COSTS))
     cancelled: set[str] = set()
     late: set[str] = set()
@@ -177,7 +183,7 @@ def main() -> None:
                     connection.send(Failed(id=image_id, code="deadline_exceeded", message="too late"))
             case Cancel(id=image_id):
                 cancelled.add(image_id)
-                connection.send(Failed(id=image_id, code="cancelled", message="forgotten"))
+                connection.send(Failed(id=image_id, code="cancelled", message="forgotten", device_s=0.03))
                 sys.stderr.write(f"cancelled {image_id}\n")
                 sys.stderr.flush()
             case LoadAdapter(file=file):

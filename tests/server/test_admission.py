@@ -6,7 +6,7 @@ import pytest
 from server.admission import Admission, Admitted
 from server.costs import CostTable, StepKind
 from server.errors import Overloaded
-from server.generation import GenerationRequest, ImageRequest, Priority
+from server.generation import GenerationRequest, ImageRequest, Priority, Source
 from server.router import Load, choose
 from tests.server.models import MODEL
 
@@ -57,6 +57,15 @@ def test_cost_grows_with_tokens_steps_and_guidance() -> None:
     assert cost_s(made, width=512, height=512) == pytest.approx(4 * 0.2 * 1088 / 320 + 0.8)
     assert cost_s(made, steps=9) == pytest.approx(2.0)
     assert cost_s(made, guidance_scale=3.0) == pytest.approx(9 / 5)
+
+
+def test_a_source_costs_its_encoding_and_saves_the_steps_that_it_leaves_out() -> None:
+    made = admission()
+    encoding_s = 0.2 / 2  # half a decode
+    assert cost_s(made, source=Source(pixels=b"", strength=0.5)) == pytest.approx(0.6 + encoding_s)
+    assert cost_s(made, source=Source(pixels=b"", strength=1.0)) == pytest.approx(1.0), "nobody looks at it"
+    masked = Source(pixels=b"", strength=1.0, mask=b"")
+    assert cost_s(made, source=masked) == pytest.approx(1.0 + encoding_s)
 
 
 def test_the_backlog_follows_what_pictures_really_cost() -> None:

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from server.app import assemble, open_jobs, worker_starts
+from server.app import assemble, open_jobs, sources_of, worker_starts
 from server.engine import Engine
 from server.idempotency import Answers
 from server.metrics import Metrics
@@ -59,8 +59,10 @@ def test_the_application_starts_its_engine_and_leaves_its_end_to_the_caller(tmp_
 
     metrics = Metrics()
     engine = cast(Engine, Watched())
-    jobs, outputs = open_jobs(Settings(data_dir=tmp_path), engine, metrics, Quotas())
-    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs)
+    settings = Settings(data_dir=tmp_path)
+    jobs, outputs = open_jobs(settings, engine, metrics, Quotas())
+    sources = sources_of(settings, outputs)
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs, sources)
 
     async def live() -> None:
         async with app.router.lifespan_context(app):

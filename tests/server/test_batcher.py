@@ -6,7 +6,7 @@ import pytest
 from server.batcher import Lane, Phase
 from server.costs import CostTable, Shape
 from server.generation import Priority
-from tests.server.entries import BESIDE, DENOISE, PER_ROW, SIZES, batcher, entry, planned
+from tests.server.entries import BESIDE, DENOISE, LAUNCH_BOUND, PER_ROW, SIZES, batcher, entry, planned
 
 
 def test_nothing_in_hand_means_no_step() -> None:
@@ -179,6 +179,23 @@ def test_more_texts_come_along_where_an_encoding_has_a_fixed_cost() -> None:
         table = msgspec.structs.replace(PER_ROW, text_fixed_s=fixed_s, text_row_s=1e-3)
         made = batcher(*(entry(f"{n}", SIZES[2], phase=Phase.TEXT) for n in range(9)), table=table)
         assert planned(made) == ("encode", [str(n) for n in range(together)])
+
+
+@pytest.mark.parametrize(("source_s", "first"), [(1.0, "encode"), (10.0, "denoise")])
+def test_a_step_waits_for_a_source_where_sharing_it_saves_more(source_s: float, first: str) -> None:
+    table = msgspec.structs.replace(LAUNCH_BOUND, source_fixed_s=source_s)
+    started = entry("started", SIZES[1], phase=Phase.TEXT, has_source=True)
+    step = planned(batcher(entry("stepping"), started, table=table))
+    assert step is not None
+    assert step[0] == first
+
+
+def test_a_source_that_waits_keeps_no_text_behind_it_from_coming_along() -> None:
+    table = msgspec.structs.replace(PER_ROW, source_fixed_s=10.0)
+    texts = [entry(name, phase=Phase.TEXT) for name in ("first", "last")]
+    started = entry("started", phase=Phase.TEXT, has_source=True, steps=1)
+    made = batcher(texts[0], started, texts[1], table=table)
+    assert planned(made) == ("encode", ["first", "last"])
 
 
 def test_texts_that_keep_coming_do_not_keep_the_others_from_stepping() -> None:

@@ -1,11 +1,9 @@
 """The cost model: what it predicts, what it learns from timings, and where a larger step stops paying."""
 
-import random
-
 import msgspec
 import pytest
 
-from server.costs import Costs, CostTable, Shape, StepKind, Timed, fit
+from server.costs import SOURCE_OF_DECODE, Costs, CostTable, Shape, StepKind, Timed
 
 SMALL, MIDDLE, LARGE = (Shape(side, side, txt_rows=256) for side in (256, 512, 1024))
 TABLE = CostTable(
@@ -17,22 +15,6 @@ TABLE = CostTable(
     decode_fixed_s=0.001,
     decode_pixel_s=3e-8,
 )
-
-
-def timings(table: CostTable, *, noise: float = 0.0) -> list[Timed]:
-    """Time steps on a device that is exactly as `table` says, but for noise."""
-    costs, chance = Costs.of(table), random.Random(7)
-
-    def timed(kind: StepKind, shapes: tuple[Shape, ...], seconds: float) -> Timed:
-        return Timed(kind, shapes, seconds * chance.uniform(1 - noise, 1 + noise))
-
-    made = [timed(StepKind.ENCODE, (SMALL,) * count, costs.encode_s((SMALL,) * count)) for count in (1, 2, 4)]
-    for shape in (SMALL, MIDDLE, LARGE):
-        made.append(timed(StepKind.DECODE, (shape,), costs.decode_s(shape)))
-        for count in (1, 2, 3, 4):
-            shapes = (shape,) * count
-            made.append(timed(StepKind.DENOISE, shapes, costs.step_s(shapes)))
-    return made
 
 
 def test_a_step_costs_its_rows_and_the_squares_of_each_sample() -> None:
@@ -57,6 +39,45 @@ def test_a_step_is_efficient_where_its_time_is_that_of_its_rows() -> None:
     assert Costs.of(CostTable()).efficiency([shape]) == 1.0
 
 
+def test_a_source_is_encoded_with_the_text_whoever_shares_that() -> None:
+    costs = Costs.of(msgspec.structs.replace(TABLE, source_fixed_s=0.002, source_pixel_s=1e-8))
+    source_s = 0.002 + 512 * 512 * 1e-8
+    started = MIDDLE._replace(has_source=True)
+    assert costs.source_s(MIDDLE) == 0.0
+    assert costs.encode_s([started, MIDDLE]) == pytest.approx(costs.encode_s([MIDDLE] * 2) + source_s)
+    plain, bill = costs.bill(MIDDLE, steps=2), costs.bill(started, steps=2)
+    assert bill.source_s == pytest.approx(source_s)
+    assert bill.total_s == pytest.approx(plain.total_s + source_s)
+    assert bill.step_s == plain.step_s
+
+
+def test_who_brings_only_a_text_does_not_pay_for_a_source_beside_it() -> None:
+    costs = Costs.of(TABLE)
+    started = SMALL._replace(has_source=True)
+    alone = [costs.encode_s([shape]) for shape in (started, SMALL)]
+    parts = costs.parts(StepKind.ENCODE, [started, SMALL])
+    assert parts == pytest.approx([each / sum(alone) for each in alone])
+    assert costs.parts(StepKind.ENCODE, [SMALL, MIDDLE]) == pytest.approx([1 / 5, 4 / 5])
+    assert costs.parts(StepKind.DENOISE, [started, SMALL]) == [0.5, 0.5]
+
+
+def test_a_source_that_was_never_timed_takes_a_part_of_a_decode() -> None:
+    """Tables that were kept before there were sources have no figures for them."""
+    kept = msgspec.json.decode(b'{"decode_pixel_s": 3e-8, "text_fixed_s": 0.003}', type=CostTable)
+    costs = Costs.of(kept)
+    assert costs.source_s(LARGE._replace(has_source=True)) == SOURCE_OF_DECODE * costs.decode_s(LARGE) > 0
+
+
+def test_live_timings_of_sources_move_neither_texts_nor_decodes() -> None:
+    costs, started = Costs.of(TABLE), SMALL._replace(has_source=True)
+    before_s = costs.source_s(started)
+    for _ in range(60):
+        costs.refine(Timed(StepKind.ENCODE, (started, SMALL), 2 * costs.encode_s([started, SMALL])))
+    assert costs.source_s(started) > 2 * before_s
+    assert costs.encode_s([SMALL]) == Costs.of(TABLE).encode_s([SMALL])
+    assert costs.decode_s(SMALL) == Costs.of(TABLE).decode_s(SMALL)
+
+
 def test_the_host_launches_no_faster_than_its_floor() -> None:
     costs = Costs.of(CostTable(step_floor_s=0.167, row_s=0.0595 / 1024))
     step_s = [costs.step_s([Shape(512, 512, txt_rows=0)] * count) for count in (1, 2, 4, 8)]
@@ -75,55 +96,6 @@ def test_a_bill_is_what_a_picture_takes_from_others_and_how_long_it_takes_alone(
     ends_s = 0.003 + 256 * 1e-5 + 0.001 + 256 * 256 * 3e-8
     assert bill.total_s == pytest.approx(ends_s + 4 * each_s)
     assert bill.alone_s == pytest.approx(ends_s + 4 * (0.004 + each_s))
-
-
-def test_the_fit_finds_the_table_that_made_the_timings() -> None:
-    fitted = fit(timings(TABLE))
-    for name in ("step_fixed_s", "row_s", "pair_s", "text_fixed_s", "text_row_s", "decode_pixel_s"):
-        assert getattr(fitted, name) == pytest.approx(getattr(TABLE, name), rel=1e-6), name
-    assert fitted.step_floor_s == 0.0
-
-
-def test_the_fit_finds_a_launch_floor() -> None:
-    table = msgspec.structs.replace(TABLE, step_fixed_s=0.0, step_floor_s=0.05)
-    fitted = fit(timings(table))
-    assert fitted.step_floor_s == pytest.approx(0.05, rel=1e-6)
-    assert Costs.of(fitted).step_s([LARGE]) == pytest.approx(Costs.of(table).step_s([LARGE]), rel=1e-6)
-
-
-def test_noisy_timings_give_predictions_within_the_noise() -> None:
-    # A relative least squares over 12 steps averages the errors: none of the predictions is off by more.
-    fitted, truth = Costs.of(fit(timings(TABLE, noise=0.1))), Costs.of(TABLE)
-    for shapes in ([SMALL], [SMALL] * 4, [MIDDLE] * 2, [LARGE], [LARGE, SMALL]):
-        assert fitted.step_s(shapes) == pytest.approx(truth.step_s(shapes), rel=0.1)
-
-
-def test_no_coefficient_is_negative_whatever_was_timed() -> None:
-    odd = [timed._replace(seconds=1 / timed.seconds) for timed in timings(TABLE)]
-    fitted = fit(odd)
-    assert min(value for value in msgspec.structs.astuple(fitted) if isinstance(value, float)) >= 0
-
-
-def test_a_mixed_step_that_takes_longer_is_found() -> None:
-    costs = Costs.of(TABLE)
-    mixed = [
-        Timed(StepKind.DENOISE, shapes, 1.2 * costs.step_s(shapes))
-        for shapes in ((SMALL, LARGE), (SMALL, MIDDLE))
-    ]
-    assert fit([*timings(TABLE), *mixed]).mixing == pytest.approx(1.2)
-
-
-def test_one_timing_of_each_kind_gives_costs_that_grow_with_the_picture() -> None:
-    shapes = (MIDDLE,)
-    costs = Costs.of(fit(Timed(kind, shapes, 1.0) for kind in StepKind if kind is not StepKind.DROP))
-    assert costs.step_s([MIDDLE]) == costs.decode_s(MIDDLE) == costs.encode_s([MIDDLE]) == pytest.approx(1.0)
-    assert costs.step_s([LARGE]) == pytest.approx(LARGE.rows / MIDDLE.rows)
-    assert costs.decode_s(LARGE) == pytest.approx(4.0)
-
-
-def test_a_kind_that_was_never_timed_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing was timed of decode"):
-        fit([timed for timed in timings(TABLE) if timed.kind is not StepKind.DECODE])
 
 
 def test_a_larger_step_stops_paying_where_little_of_it_is_overhead() -> None:

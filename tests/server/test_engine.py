@@ -12,8 +12,9 @@ from server.errors import (
     GenerationFailed,
     Overloaded,
 )
-from server.generation import Priority
-from server.roster import Progress
+from server.events import Advanced, Event
+from server.generation import Preview, Priority, Source
+from server.roster import Progress, Watch
 from server.stats import ServerState
 from server.supervisor import State
 from tests.server.engines import ask, engine_on, request, run, until
@@ -83,6 +84,28 @@ def test_a_request_can_be_cancelled_by_its_id(capfd: pytest.CaptureFixture[str])
     assert sorted(re.findall(r"cancelled unwanted#\d+/(\d)", capfd.readouterr().err)) == ["0", "1"]
 
 
+def test_what_a_picture_took_is_charged_once_however_it_ended() -> None:
+    charged: list[tuple[str, float]] = []
+
+    async def story() -> None:
+        async with engine_on(charge=lambda key, device_s: charged.append((key, device_s))) as engine:
+            assert await ask(engine, request("twice", key="done")) == "ok"
+            assert await ask(engine, request("fail", key="failed")) == "generation_failed"
+            for key in ("left", "told"):
+                leaver = asyncio.create_task(ask(engine, request("step 5", key=key, id=key)))
+                await until(lambda: engine.stats().queue.running[Priority.NORMAL] == 1)
+                if key == "left":
+                    leaver.cancel()
+                else:
+                    await engine.cancel("told", key="told")
+                await asyncio.wait((leaver,))
+            await until(lambda: len(charged) == 4)
+            assert await ask(engine, request("a", key="last")) == "ok"
+
+    run(story)
+    assert charged == [("done", 0.01), ("failed", 0.02), ("left", 0.03), ("told", 0.03), ("last", 0.01)]
+
+
 def test_how_far_a_request_is_can_be_asked() -> None:
     async def story() -> None:
         async with engine_on() as engine:
@@ -96,6 +119,28 @@ def test_how_far_a_request_is_can_be_asked() -> None:
             assert await asked == Cancelled.code
             assert engine.progress("mine").pictures == 0
             others.cancel()
+
+    run(story)
+
+
+def test_a_source_leaves_out_steps_wherever_they_are_counted() -> None:
+    source = Source(pixels=bytes(3 * 256 * 256), strength=0.3)
+
+    async def story() -> None:
+        async with engine_on() as engine:
+            heard: list[Event] = []
+            watch = Watch(listen=lambda _, event: heard.append(event))
+            result = await engine.submit(request("show", steps=4, source=source, previews=3), watch=watch)
+            assert (result.steps, result.run_steps) == (4, 2)
+            assert [event for event in heard if isinstance(event, Advanced)] == [
+                Advanced(1, 2),
+                Advanced(2, 2),
+            ]
+            assert [event.step for event in heard if isinstance(event, Preview)] == [1]
+            asked = asyncio.create_task(ask(engine, request("hang", id="mine", steps=4, source=source)))
+            await until(lambda: engine.stats().in_hand == 1)
+            assert engine.progress("mine") == Progress(pictures=1, steps_done=0, steps=2)
+            asked.cancel()
 
     run(story)
 

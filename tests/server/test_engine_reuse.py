@@ -117,6 +117,20 @@ def test_who_joins_has_waited_and_done_nothing_else() -> None:
     run(story)
 
 
+def test_a_shared_picture_is_charged_to_who_has_waited_longest_for_it() -> None:
+    charged: list[tuple[str, float]] = []
+
+    async def story() -> None:
+        async with engine_on(charge=lambda key, device_s: charged.append((key, device_s))) as engine:
+            first, second, third = (asking(engine, key=key) for key in ("first", "second", "third"))
+            await until(lambda: engine.stats().in_hand == 1)
+            first.cancel()
+            await gather(second, third)
+
+    run(story)
+    assert charged == [("second", 0.01)]
+
+
 def test_who_leaves_takes_nothing_from_the_others(capfd: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
         async with engine_on() as engine:

@@ -1,6 +1,8 @@
 """A request and its pictures."""
 
-from server.generation import GenerationRequest, Priority, content_type, image_tokens
+import pytest
+
+from server.generation import GenerationRequest, Priority, Source, content_type, image_tokens
 
 
 def test_a_request_is_cut_into_its_pictures() -> None:
@@ -28,6 +30,37 @@ def test_a_request_is_cut_into_its_pictures() -> None:
     assert all(image.previews == (2,) for image in images)
     shared = [name for name in GenerationRequest.__struct_fields__ if name not in own]
     assert all(getattr(image, name) == getattr(request, name) for image in images for name in shared)
+
+
+@pytest.mark.parametrize(
+    ("source", "run", "encodes"),
+    [
+        (None, 4, False),
+        (Source(pixels=b"", strength=0.3), 2, True),
+        (Source(pixels=b"", strength=0.8), 4, False),
+        (Source(pixels=b"", strength=1.0, blend=b""), 4, False),
+        (Source(pixels=b"", strength=1.0, mask=b""), 4, True),
+    ],
+    ids=["none", "half", "all steps", "all steps and a blend", "all steps and a mask"],
+)
+def test_a_source_leaves_out_steps_and_is_encoded_where_it_has_a_say(
+    source: Source | None, run: int, encodes: bool
+) -> None:
+    request = GenerationRequest(
+        id="r",
+        prompt="a",
+        width=256,
+        height=256,
+        steps=4,
+        seed=1,
+        max_sequence_length=64,
+        source=source,
+        previews=3,
+    )
+    (image,) = request.images()
+    assert request.run_steps == image.run_steps == run
+    assert image.encodes_source is encodes
+    assert len(image.previews) == run - 1, "after the last step the picture is done"
 
 
 def test_a_token_is_a_patch_of_sixteen_by_sixteen() -> None:

@@ -35,7 +35,7 @@ class World:
             data=bytes(1000), content_type="image/png", width=1, height=1, seed=1, timings=Timings()
         )
         return GenerationResult(
-            id=name, model="m", steps=4, images=[image], timings=Timings(), created=self.made
+            id=name, model="m", steps=4, run_steps=4, images=[image], timings=Timings(), created=self.made
         )
 
     async def ask(self, key: str = "k", fingerprint: bytes = b"f") -> tuple[str, bool]:

@@ -1,15 +1,22 @@
-"""Starting: what cannot work is one line and a status, and TLS does not wait for those who say nothing."""
+"""Starting and ending: one line and a status for what cannot work, no address before it answers."""
 
 import asyncio
+import os
 import shlex
+import signal
+import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
-from server.__main__ import _Loop
+from server.__main__ import _end_in_order, _listen, _Loop, _Server
+from tests.server.engines import ask, engine_on, request, run, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,3 +69,49 @@ def test_a_client_that_opens_tls_and_says_nothing_is_let_go(certificate: Path) -
 
     with asyncio.Runner(loop_factory=Impatient) as runner:
         runner.run(story())
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    assert scope["type"] == "lifespan"
+
+
+def quiet(announced: Callable[[], None]) -> _Server:
+    return _Server(uvicorn.Config(application, log_config=None, lifespan="off"), announce=announced)
+
+
+def test_an_address_is_told_when_connections_are_accepted_there() -> None:
+    listener = _listen("127.0.0.1", 0)
+    told: list[int] = []
+
+    def announced() -> None:
+        with socket.create_connection(listener.getsockname(), timeout=5):
+            told.append(sum(each.is_serving() for each in server.servers))
+        server.should_exit = True
+
+    server = quiet(announced)
+    asyncio.run(server.serve(sockets=[listener]))
+    assert told == [1]
+
+
+@pytest.mark.parametrize(("drain_s", "signals"), [(300, 2), (0, 1)])
+def test_what_is_not_finished_in_time_or_when_a_second_signal_comes_is_answered_before_the_end(
+    drain_s: float, signals: int
+) -> None:
+    async def story() -> None:
+        server = quiet(lambda: None)
+        async with engine_on() as engine:
+            ending = asyncio.create_task(_end_in_order(server, engine, drain_s))
+            running = asyncio.create_task(ask(engine, request("hang")))
+            await until(lambda: engine.stats().in_hand == 1)
+            for count in range(signals):
+                assert not server.should_exit
+                os.kill(os.getpid(), signal.SIGTERM)
+                await until(lambda: not engine.ready)
+                if count == 0 and signals == 2:
+                    assert await ask(engine, request()) == "not_ready", "nothing is let in any more"
+                    assert not running.done(), "what was let in has its time"
+            assert await running == "not_ready"
+            assert await ending == 0
+            assert server.should_exit
+
+    run(story)

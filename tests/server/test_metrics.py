@@ -17,7 +17,9 @@ TIMINGS = Timings(
     queue_s=0.1, text_s=0.2, denoise_s=0.3, decode_s=0.4, encode_s=0.5, total_s=1.5, device_s=0.9
 )
 IMAGE = Image(data=b"", content_type="image/png", width=1, height=1, seed=1, timings=TIMINGS)
-RESULT = GenerationResult(id="r", model="m", steps=4, images=[IMAGE, IMAGE], timings=TIMINGS, created=1)
+RESULT = GenerationResult(
+    id="r", model="m", steps=4, run_steps=4, images=[IMAGE, IMAGE], timings=TIMINGS, created=1
+)
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:

@@ -30,14 +30,14 @@ def test_without_limits_nothing_is_refused() -> None:
     quotas = Quotas()
     for _ in range(1000):
         quotas.enter(key(), NOON)
-    quotas.spend("alice", 1e9, NOON)
+    quotas.charge("alice", 1e9, NOON)
     quotas.enter(key(), NOON)
     assert quotas.standings(key(), NOON) == []
 
 
 def test_what_was_used_before_a_restart_takes_no_requests_of_this_minute() -> None:
     earlier, quotas, limited = Quotas(), Quotas(), key(requests_per_minute=2, device_seconds_per_day=9.0)
-    earlier.spend("alice", 1.0, NOON)
+    earlier.charge("alice", 1.0, NOON)
     quotas.take_up(earlier.today(NOON), NOON)
     assert [entered(quotas, limited, NOON) for _ in range(3)] == [True, True, False]
 
@@ -104,9 +104,9 @@ def test_a_day_of_the_device_ends_at_midnight() -> None:
     quotas, limited = Quotas(), key(device_seconds_per_day=10.0)
     quotas.enter(limited, NOON)
     quotas.enter(limited, NOON)
-    quotas.spend("alice", 9.9, NOON)
+    quotas.charge("alice", 9.9, NOON)
     quotas.enter(limited, NOON)
-    quotas.spend("alice", 5.0, NOON)
+    quotas.charge("alice", 5.0, NOON)
     with pytest.raises(QuotaExceeded, match=r"14\.9 device-seconds today; allowed: 10 a day") as caught:
         quotas.enter(limited, NOON + 60)
     assert caught.value.retry_after_s == DAY_S / 2 - 60
@@ -117,7 +117,7 @@ def test_a_day_of_the_device_ends_at_midnight() -> None:
 def test_what_ends_after_midnight_counts_for_the_new_day() -> None:
     quotas, limited = Quotas(), key(device_seconds_per_day=10.0)
     quotas.enter(limited, NOON)
-    quotas.spend("alice", 11.0, MIDNIGHT + DAY_S + 1)
+    quotas.charge("alice", 11.0, MIDNIGHT + DAY_S + 1)
     with pytest.raises(QuotaExceeded):
         quotas.enter(limited, MIDNIGHT + DAY_S + 2)
 
@@ -138,7 +138,7 @@ def test_a_changed_limit_holds_from_the_next_request_on() -> None:
 def test_what_is_left_is_told() -> None:
     quotas, limited = Quotas(), key(requests_per_minute=2, device_seconds_per_day=10.0)
     quotas.enter(limited, NOON)
-    quotas.spend("alice", 4.0, NOON)
+    quotas.charge("alice", 4.0, NOON)
     requests, device = quotas.standings(limited, NOON)
     assert (requests.name, requests.limit, requests.window_s) == ("requests", 2, 60)
     assert (requests.left, requests.reset_s) == (1.0, 0.0)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from server.admission import Admission
-from server.generation import Adapter, GenerationRequest, Image, ImageRequest, Priority, Timings
+from server.generation import Adapter, GenerationRequest, Image, ImageRequest, Priority, Source, Timings
 from server.lru import ENTRY_BYTES
 from server.metrics import Metrics
 from server.reuse import Gallery, picture_key
@@ -68,6 +68,56 @@ def test_what_has_no_say_in_a_picture_is_not_in_its_key(changes: dict[str, Any])
 def test_of_an_adapter_its_file_has_a_say_and_its_name_has_none() -> None:
     renamed = msgspec.structs.replace(STYLE, name="twin")
     assert key(adapters=(STYLE,)) == key(adapters=(renamed,))
+
+
+SOURCE = Source(pixels=b"p", strength=0.6)
+
+
+def source(**changes: Any) -> Source:
+    return msgspec.structs.replace(SOURCE, **changes)
+
+
+def test_everything_that_decides_of_a_source_is_in_the_key() -> None:
+    keys = [
+        key(),
+        key(source=SOURCE),
+        key(source=source(pixels=b"q")),
+        key(source=source(strength=0.4)),
+        key(source=source(strength=1.0)),
+        key(source=source(mask=b"m")),
+        key(source=source(mask=b"m", strength=1.0)),
+        key(source=source(mask=b"n")),
+        key(source=source(blend=b"m")),
+        key(source=source(blend=b"m", pixels=b"q", strength=1.0)),
+        key(source=source(blend=b"m", strength=1.0)),
+    ]
+    assert all(one != other for one, other in itertools.combinations(keys, 2))
+
+
+def test_a_strength_counts_by_the_steps_that_it_leaves() -> None:
+    assert key(source=source(strength=0.7)) == key(source=SOURCE)
+    assert key(source=source(strength=0.8)) == key(source=source(strength=1.0))
+
+
+def test_pixels_that_nobody_looks_at_are_not_in_the_key() -> None:
+    assert key(source=source(strength=1.0, pixels=b"q")) == key(source=source(strength=1.0))
+
+
+def test_a_source_is_hashed_once_for_all_pictures_of_a_request() -> None:
+    images = GenerationRequest(
+        id="b",
+        prompt="a",
+        width=256,
+        height=256,
+        steps=4,
+        seed=7,
+        num_images=4,
+        max_sequence_length=64,
+        source=SOURCE,
+    ).images()
+    first = images[0].source
+    assert first is not None
+    assert all(each.source is first and first.digests is each.source.digests for each in images)
 
 
 def test_pictures_of_two_requests_are_the_same_where_their_seeds_meet() -> None:

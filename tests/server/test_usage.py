@@ -24,7 +24,7 @@ def leave(made: UsageFile, device_s: float) -> None:
 
     async def life() -> None:
         async with made.kept():
-            made.quotas.spend("alice", device_s, made.clock())
+            made.quotas.charge("alice", device_s, made.clock())
 
     asyncio.run(life())
 
@@ -44,7 +44,7 @@ def test_it_is_written_while_the_server_runs(tmp_path: Path) -> None:
 
     async def life() -> None:
         async with made.kept(), asyncio.timeout(10):
-            made.quotas.spend("alice", 4.0, NOON)
+            made.quotas.charge("alice", 4.0, NOON)
             while not made.path.exists() or b"alice" not in made.path.read_bytes():
                 await asyncio.sleep(0.001)
 
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
 
 def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
     made = usage(tmp_path)
-    made.quotas.spend("alice", 1.0, NOON)
+    made.quotas.charge("alice", 1.0, NOON)
     made.save()
     made.path.unlink()
     made.save()

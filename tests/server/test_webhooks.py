@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from server.errors import InvalidRequest
 from server.job import Job, JobKey, JobState, Webhook
 from server.job_store import Delivery, JobStore
 from server.metrics import Metrics
+from server.signatures import Signatures
 from server.webhooks import (
     AT_ONCE,
     ATTEMPT_S,
@@ -25,7 +25,6 @@ from server.webhooks import (
     Webhooks,
     deliveries_of,
     retry_after_s,
-    signature,
 )
 from tests.server.engines import request
 
@@ -101,7 +100,7 @@ async def calling(
 ) -> AsyncIterator[tuple[Webhooks, Metrics]]:
     metrics = Metrics()
     addresses = Addresses(networks(allowed), resolve=resolve)
-    webhooks = Webhooks(store, {"replicate": payload}, addresses, metrics=metrics)
+    webhooks = Webhooks(store, {"replicate": payload}, Signatures.of(store), addresses, metrics=metrics)
     await webhooks.start()
     try:
         yield webhooks, metrics
@@ -130,23 +129,6 @@ def attempts(metrics: Metrics, outcome: str) -> float:
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(story(), 60))  # type: ignore[arg-type]
-
-
-def test_a_signature_is_what_others_verify() -> None:
-    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-    body = b'{"test": 2432232314}'
-    now = int(datetime.now(UTC).timestamp())
-    headers = {
-        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
-        "webhook-timestamp": str(now),
-        "webhook-signature": signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", now, body),
-    }
-    standardwebhooks.Webhook(secret).verify(body, headers)
-    with pytest.raises(standardwebhooks.WebhookVerificationError):
-        standardwebhooks.Webhook(secret).verify(body + b" ", headers)
-    # The vector of the specification's own libraries.
-    known = signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
-    assert known == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 def test_pauses_grow_and_end() -> None:
@@ -181,7 +163,7 @@ def test_a_call_is_made_once_when_it_is_taken(tmp_path: Path) -> None:
                 await until(lambda: attempts(metrics, "delivered") == 1)
                 await until_owed(store, [])
                 ((headers, body),) = receiver.got
-                standardwebhooks.Webhook(webhooks.secret_of("")).verify(body, headers)
+                standardwebhooks.Webhook(webhooks.signatures.secret_of("")).verify(body, headers)
                 assert receiver.targets == ["/a;v=1?b=c"]
                 assert headers["host"] == f"127.0.0.1:{receiver.port}"
                 assert headers["accept-encoding"] == "identity"
@@ -200,7 +182,7 @@ def test_what_was_not_taken_is_called_again_by_the_next_process(tmp_path: Path) 
             store.open()
             async with calling(store) as (second, metrics):
                 await until(lambda: attempts(metrics, "delivered") == 1)
-                assert second.secret_of("") == first.secret_of("")
+                assert second.signatures.secret_of("") == first.signatures.secret_of("")
             assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
 
     run(story)
@@ -213,7 +195,7 @@ def test_a_fault_of_ours_is_tried_again(tmp_path: Path) -> None:
     async def story() -> None:
         store = store_with(tmp_path, job("http://127.0.0.1:9", "completed"))
         metrics = Metrics()
-        webhooks = Webhooks(store, {"replicate": fail}, Addresses(), metrics=metrics)
+        webhooks = Webhooks(store, {"replicate": fail}, Signatures.of(store), Addresses(), metrics=metrics)
         await webhooks.start()
         await until_owed(store, [1])
         assert attempts(metrics, "failed") == 1
@@ -246,16 +228,6 @@ def test_one_whose_receivers_are_slow_does_not_hold_up_another(tmp_path: Path) -
                 assert store.move(done, deliveries_of(done, now=0.0))
             async with calling(store, resolve=resolve), asyncio.timeout(ATTEMPT_S / 2):
                 await receiver.came.wait()
-
-    run(story)
-
-
-def test_every_owner_has_a_key_of_signatures_of_its_own(tmp_path: Path) -> None:
-    async def story() -> None:
-        store = JobStore(tmp_path / "jobs.sqlite")
-        store.open()
-        async with calling(store) as (webhooks, _):
-            assert len({webhooks.secret_of(owner) for owner in ("", "me", "you")}) == 3
 
     run(story)
 
@@ -295,7 +267,9 @@ def test_a_name_that_moves_inside_after_it_was_checked_is_not_called(tmp_path: P
             store = store_with(tmp_path, job(url, "completed"))
             addresses = Addresses(resolve=resolve)
             metrics = Metrics()
-            webhooks = Webhooks(store, {"replicate": payload}, addresses, metrics=metrics)
+            webhooks = Webhooks(
+                store, {"replicate": payload}, Signatures.of(store), addresses, metrics=metrics
+            )
             await webhooks.check(url, field="webhook")
             await webhooks.start()
             await until(lambda: attempts(metrics, "refused") == 1)
@@ -355,7 +329,10 @@ def test_tls_is_verified_for_the_name_though_the_address_is_pinned(
     ],
 )
 def test_what_is_no_url_to_call_is_refused_when_it_comes(tmp_path: Path, url: str) -> None:
-    webhooks = Webhooks(JobStore(tmp_path / "x"), {}, Addresses(), metrics=Metrics())
+    store = JobStore(tmp_path / "jobs.sqlite")
+    store.open()
+    webhooks = Webhooks(store, {}, Signatures.of(store), Addresses(), metrics=Metrics())
     with pytest.raises(InvalidRequest) as caught:
         asyncio.run(webhooks.check(url, field="webhook"))
     assert caught.value.field == "webhook"
+    store.close()

@@ -2,7 +2,7 @@
 import { createBlackForestLabs } from "@ai-sdk/black-forest-labs";
 import { createFal } from "@ai-sdk/fal";
 import { generateImage } from "ai";
-import { attempt, kindOf } from "./outcomes.mjs";
+import { attempt, kindOf, picture } from "./outcomes.mjs";
 
 const server = process.argv[2];
 globalThis.AI_SDK_LOG_WARNINGS = false;
@@ -24,6 +24,7 @@ for (const provider of Object.keys(models)) {
   outcomes[provider] = {
     one: await attempt(() => pictures(provider, {})),
     several: await attempt(() => pictures(provider, { n: 3 })),
+    edited: await attempt(() => pictures(provider, { prompt: { text: "a cat", images: [picture] } })),
     bad: await attempt(() => pictures(provider, { size: undefined, seed: -1 })),
   };
 }

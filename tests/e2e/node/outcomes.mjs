@@ -8,6 +8,17 @@ export const kindOf = bytes => {
   return head.slice(8) === "WEBP" ? "webp" : "unknown";
 };
 
+// A black PNG of 256x272, and a mask of one transparent pixel.
+export const picture = Buffer.from(
+  "iVBORw0KGgoAAAANSUhEUgAAAQAAAAEQCAAAAAB6z/UhAAAAWklEQVR42u3BAQEAAACCIP+vbkhAAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAMCfAREfAAF8w35cAAAAAElFTkSuQmCC", "base64",
+);
+export const clear = Buffer.from(
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAC0lEQVR42mNgAAIAAAUAAen63NgAAAAASUVORK5CYII=", "base64",
+);
+
+// Width and height of a PNG.
+export const sizeOf = bytes => [16, 20].map(at => Buffer.from(bytes).readUInt32BE(at));
+
 // The value, or the class, status and message of what was thrown.
 export const attempt = async act => {
   try {

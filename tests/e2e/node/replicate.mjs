@@ -1,6 +1,7 @@
 // Replicate's official client for Node, unchanged: node replicate.mjs URL
 import assert from "node:assert/strict";
 import Replicate from "replicate";
+import { picture, sizeOf } from "./outcomes.mjs";
 
 const MODEL = "black-forest-labs/flux-schnell";
 const SMALL = { prompt: "a red circle", megapixels: "0.25", num_inference_steps: 1 };
@@ -13,6 +14,14 @@ const bytes = Buffer.from(await (await first.blob()).arrayBuffer());
 assert.equal(bytes.subarray(8, 12).toString(), "WEBP");
 assert.notEqual(first.url().href, second.url().href);
 
+// a picture as input: uploaded, named, and the size of the answer
+const input = { ...SMALL, image: picture, prompt_strength: 0.5, output_format: "png" };
+const [edited] = await replicate.run(MODEL, { input });
+assert.deepEqual(sizeOf(Buffer.from(await (await edited.blob()).arrayBuffer())), [256, 272]);
+const file = await replicate.files.create(new Blob([picture], { type: "image/png" }));
+assert.equal((await replicate.files.get(file.id)).content_type, "image/png");
+assert.ok(await replicate.files.delete(file.id));
+
 // run: polls
 const states = [];
 await replicate.run(
@@ -21,6 +30,13 @@ await replicate.run(
   (prediction) => states.push(prediction.status),
 );
 assert.equal(states.at(-1), "succeeded");
+
+// stream: the log, files, the end
+const events = [];
+for await (const event of replicate.stream(MODEL, { input: { ...SMALL, num_outputs: 2 } })) events.push(event);
+assert.deepEqual(events.map(({ event }) => event), ["logs", "output", "output", "done"]);
+const streamed = Buffer.from(await (await events[1].data.blob()).arrayBuffer());
+assert.equal(streamed.subarray(8, 12).toString(), "WEBP");
 
 // a wait that runs out, then cancel
 const started = await replicate.predictions.create({ version: MODEL, input: LONG, wait: 1 });

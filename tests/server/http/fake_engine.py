@@ -22,7 +22,7 @@ from PIL import Image as Pillow
 
 from server.adapter_files import AdapterFiles
 from server.adapters import Adapters
-from server.app import Edge, assemble, leniencies, open_adapters, open_jobs
+from server.app import Edge, assemble, leniencies, open_adapters, open_jobs, sources_of
 from server.engine import Engine
 from server.errors import (
     DeadlineExceeded,
@@ -48,6 +48,7 @@ from server.generation import (
     Timings,
     preview_steps,
 )
+from server.http.auth import Door
 from server.http.connection import Connection
 from server.idempotency import Answers
 from server.metrics import Metrics
@@ -115,6 +116,7 @@ class FakeEngine:
     auto_steps: int = 3
     found: tuple[int, int] = (0, 0)
     device_s: float = 0.0
+    charge: Callable[[str, float], None] = Door().charge
     requests: list[GenerationRequest] = field(default_factory=list)
     reuses: list[Reuse] = field(default_factory=list)
     cancelled: list[GenerationRequest] = field(default_factory=list)
@@ -164,10 +166,11 @@ class FakeEngine:
                 await self.held[request.id]
             finally:
                 self.cancelled.append(request)
+        self.charge(request.key, self.device_s)
         cached, joined = self.found
         images = [picture(image) for image in request.images()]
         for number, image in enumerate(images):
-            for index, step in enumerate(preview_steps(request.steps, request.previews)):
+            for index, step in enumerate(preview_steps(request.run_steps, request.previews)):
                 watch.listen(
                     number, Preview(index=index, step=step, data=PREVIEW, content_type=image.content_type)
                 )
@@ -176,13 +179,13 @@ class FakeEngine:
             id=request.id,
             model=self.model.name,
             steps=request.steps,
+            run_steps=request.run_steps,
             images=images,
             timings=TIMINGS,
             created=int(time.time()),
             cached=cached,
             joined=joined,
             forecast=None if cached == request.num_images else FORECAST,
-            device_s=self.device_s,
         )
 
     def progress(self, request_id: str) -> Progress:
@@ -226,9 +229,10 @@ def _serving(engine: FakeEngine, edge: Edge | None, settings: Settings) -> Itera
     metrics = Metrics()
     answers = Answers(1 << 20, metrics=metrics)
     edge = dataclasses.replace(edge or Edge(), leniency=leniencies(settings))
+    engine.charge = edge.door.charge
     jobs, outputs = open_jobs(settings, cast(Engine, engine), metrics, edge.door.quotas)
     engine.adapters.files = open_adapters(settings).files
-    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, edge)
+    app = assemble(cast(Engine, engine), metrics, answers, jobs, outputs, sources_of(settings, outputs), edge)
     config = uvicorn.Config(app, port=0, http=Connection, ws="none", server_header=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from structlog.testing import capture_logs
 
-from server.app import Edge, assemble, open_jobs
+from server.app import Edge, assemble, open_jobs, sources_of
 from server.engine import Engine
 from server.generation import Priority
 from server.http.auth import OPEN_ROUTES, Door
@@ -66,8 +66,10 @@ def routes(folder: Path) -> list[APIRoute]:
     """Every route of the application, found by looking into it."""
     metrics = Metrics()
     engine = cast(Engine, FakeEngine())
-    jobs, outputs = open_jobs(Settings(data_dir=folder), engine, metrics, Quotas())
-    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs)
+    settings = Settings(data_dir=folder)
+    jobs, outputs = open_jobs(settings, engine, metrics, Quotas())
+    sources = sources_of(settings, outputs)
+    app = assemble(engine, metrics, Answers(0, metrics=metrics), jobs, outputs, sources)
     return [route for router in routers(app) for route in router if isinstance(route, APIRoute)]
 
 

@@ -1,6 +1,7 @@
 """Black Forest Labs' dialect at the edge: put in, asked after, and what is wrong."""
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from server.http.outputs import Outputs
 from server.job import Job, JobKey, JobState, StoredImage
 from server.job_store import Delivery
 from server.picture_files import PictureFiles
+from tests.server.decoder.pictures import file_of, gradient
 from tests.server.http.fake_engine import FakeEngine, serving, wait_until
 
 SUBMIT = "/bfl/v1/flux-schnell"
@@ -71,6 +73,8 @@ def test_sizes_are_sides_or_one_megapixel_of_a_ratio(sent: dict[str, Any], made:
         ({"prompt": 5}, "prompt"),
         ({"width": 0}, "width"),
         ({"aspect_ratio": "wide"}, "aspect_ratio"),
+        ({"aspect_ratio": "\x153:1", "width": None}, "aspect_ratio"),
+        ({"aspect_ratio": "1:1:1"}, "aspect_ratio"),
         ({"output_format": "webp"}, "output_format"),
         ({"image_prompt": "aGk="}, "image_prompt"),
         ({"webhook_url": "ftp://a"}, "webhook_url"),
@@ -97,13 +101,6 @@ def test_names_of_models_are_checked_where_the_server_is_set_so(client: httpx.Cl
         assert (refused.status_code, set(refused.json())) == (404, {"detail"})
 
 
-def test_too_many_are_refused() -> None:
-    with serving(FakeEngine(), max_unfinished_jobs=1) as url:
-        assert httpx.post(f"{url}{SUBMIT}", json={"prompt": "wait"}).status_code == 200
-        refused = httpx.post(f"{url}{SUBMIT}", json=SMALL)
-        assert (refused.status_code, set(refused.json())) == (429, {"detail"})
-
-
 def test_a_webhook_tells_the_result_with_an_address(tmp_path: Path) -> None:
     image = StoredImage(name="x.jpg", content_type="image/jpeg", width=256, height=256, seed=5, size_bytes=9)
     job = Job(
@@ -120,3 +117,26 @@ def test_a_webhook_tells_the_result_with_an_address(tmp_path: Path) -> None:
     told = json.loads(asyncio.run(payload(delivery)))  # type: ignore[arg-type]
     assert (told["id"], told["status"]) == ("7", "Ready")
     assert told["result"]["sample"] == "http://a/files/x.jpg"
+
+
+@pytest.mark.parametrize("name", ["image_prompt", "input_image"])
+def test_a_picture_is_where_a_request_starts(client: httpx.Client, engine: FakeEngine, name: str) -> None:
+    plain = base64.b64encode(file_of(gradient())).decode()
+    for sent, strength in (
+        ({}, 0.6),
+        ({"image_prompt_strength": 0.25}, 0.75),
+        ({"image_prompt_strength": 1}, 0.01),
+    ):
+        submitted = client.post(SUBMIT, json={"prompt": "a", name: plain} | sent).json()
+        assert ended(client, submitted)["status"] == "Ready"
+        asked = engine.last()
+        assert asked.source is not None
+        assert (asked.source.pixels, asked.source.strength) == (gradient().tobytes(), strength)
+        assert (asked.width, asked.height) == gradient().size
+    masked = {"prompt": "a", name: plain, "mask": plain, "width": 256, "height": 256}
+    ended(client, client.post(SUBMIT, json=masked).json())
+    found = engine.last().source
+    assert found is not None
+    assert (found.strength, len(found.mask or b"")) == (1.0, 256 * 256)
+    refused = client.post(SUBMIT, json={"prompt": "a", name: "AAAA"})
+    assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", name])

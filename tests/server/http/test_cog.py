@@ -1,5 +1,6 @@
 """The Cog dialect: our answers beside those that the real server gave, and what is ours to decide."""
 
+import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.receiver import Receiver, receiving
+from tests.server.decoder.pictures import file_of, gradient
 from tests.server.http.cog_reference.exchanges import (
     ALONE,
     ANSWERS,
@@ -106,15 +108,6 @@ def test_steps_beyond_the_model_are_refused_unless_they_are_clamped() -> None:
     with serving(engine, clamp_steps="cog") as url:
         assert httpx.post(f"{url}/predictions", json=sent).status_code == 200
     assert engine.last().steps == 12
-
-
-def test_a_client_that_leaves_takes_its_prediction_along() -> None:
-    engine = FakeEngine()
-    with serving(engine) as url, httpx.Client(base_url=url) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.request(WAIT.method, WAIT.path, json=WAIT.body, timeout=0.3)
-        wait_until(lambda: bool(engine.cancelled))
-        assert ask(client, Asked("POST", "/predictions/running/cancel"))["status"] == 404
 
 
 def test_nobody_sees_or_ends_the_prediction_of_another() -> None:
@@ -267,10 +260,9 @@ def test_wrong_webhooks_are_refused(
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", field])
 
 
-def test_the_index_is_for_programs_and_people_are_sent_to_the_documentation(client: httpx.Client) -> None:
+def test_the_index_is_for_programs_and_people_get_the_page(client: httpx.Client) -> None:
     assert client.get("/").json()["predictions_url"] == "/predictions"
-    page = client.get("/", headers={"Accept": HTML})
-    assert (page.status_code, page.headers["location"]) == (303, "docs")
+    assert client.get("/", headers={"Accept": HTML}).headers["content-type"].startswith("text/html")
 
 
 def test_the_schema_of_input_and_output_is_where_readers_look_for_it(client: httpx.Client) -> None:
@@ -290,3 +282,43 @@ def test_a_server_whose_worker_is_away_is_not_healthy() -> None:
 def test_ids_are_short_and_harmless(client: httpx.Client, name: str) -> None:
     answer = client.put(f"/predictions/{name}", json={"input": {"prompt": "a"}})
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "id"])
+
+
+PICTURE = f"data:image/png;base64,{base64.b64encode(file_of(gradient())).decode()}"
+
+
+def test_a_picture_is_where_a_prediction_starts(client: httpx.Client, engine: FakeEngine) -> None:
+    sent = {"prompt": "a", "image": PICTURE, "prompt_strength": 0.4, "megapixels": "0.25"}
+    answer = client.post("/predictions", json={"input": sent}).json()
+    assert answer["status"] == "succeeded"
+    asked = engine.last()
+    assert asked.source is not None
+    assert (asked.source.pixels, asked.source.strength) == (gradient().tobytes(), 0.4)
+    refused = client.post("/predictions", json={"input": sent | {"mask": "data:;base64,AAAA"}}).json()
+    assert refused["detail"][0]["loc"] == ["body", "input", "mask"]
+    properties = client.get("/openapi.json").json()["components"]["schemas"]["Input"]["properties"]
+    assert [properties[name]["x-order"] for name in ("image", "mask", "prompt_strength")] == [10, 11, 12]
+    assert properties["image"]["format"] == "uri"
+
+
+def test_the_id_of_a_prediction_with_one_picture_is_not_that_of_another(client: httpx.Client) -> None:
+    headers = {"Prefer": "respond-async"}
+    other = f"data:image/png;base64,{base64.b64encode(file_of(gradient(272))).decode()}"
+    answers = [
+        client.put(
+            "/predictions/with-picture",
+            json={"id": "with-picture", "input": {"prompt": "wait", "image": image}},
+            headers=headers,
+        )
+        for image in (PICTURE, PICTURE)
+    ]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    shown = answers[1].json()["input"]["image"]
+    assert shown.startswith("data:image/png;base64,… (")
+    client.post("/predictions/with-picture/cancel")
+    refused = client.put(
+        "/predictions/with-picture",
+        json={"id": "with-picture", "input": {"prompt": "wait", "image": other}},
+        headers=headers,
+    )
+    assert refused.status_code == 422

@@ -251,6 +251,26 @@ def test_a_blank_line_after_a_request_does_not_cut_its_answer_off() -> None:
     asyncio.run(story())
 
 
+def test_a_large_body_may_take_its_time_as_long_as_it_comes() -> None:
+    """A picture of 30 MB takes half a minute over a line of 8 Mbit/s."""
+
+    async def story(piece_bytes: int) -> bytes:
+        async with serving() as address:
+            reader, writer = await asyncio.open_connection(*address)
+            pieces = 8
+            writer.write(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % (pieces * piece_bytes))
+            writer.write(b"Connection: close\r\n\r\n")
+            for _ in range(pieces):
+                writer.write(b"x" * piece_bytes)
+                await asyncio.sleep(Impatient.receipt_s / 4)
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert asyncio.run(story(1 << 19)).startswith(b"HTTP/1.1 200")
+    assert asyncio.run(story(1 << 10)).startswith(b"HTTP/1.1 408")
+
+
 def test_a_client_that_leaves_a_little_unread_is_let_go_too() -> None:
     """What is left is less than asyncio's usual mark for a full buffer, below which nobody is told."""
 

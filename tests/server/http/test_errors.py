@@ -84,7 +84,7 @@ def test_a_fault_of_the_server_is_told_to_the_log_and_not_to_the_client(url: str
         ("GET", "/livez//", 404, None),
         ("GET", "/v1/generate/", 404, None),
         ("GET", "/livez/../readyz%00", 404, None),
-        ("POST", "/v1/images/edits", 404, None),
+        ("POST", "/v1/images/variations", 404, None),
         ("GET", "/v1/images/generations", 405, "POST"),
         ("DELETE", "/v1/generate", 405, "GET, POST"),
         ("POST", "/livez", 405, "GET, HEAD"),

@@ -22,7 +22,8 @@ from server.http.sizes import nearest_size
 from server.job import Job, JobError, JobKey, JobState
 from server.job_store import Delivery
 from server.picture_files import PictureFiles
-from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+from tests.server.decoder.pictures import file_of, gradient
+from tests.server.http.fake_engine import PREVIEW, FakeEngine, serving, wait_until
 
 APP = "fal-ai/flux/schnell"
 RUN = f"/fal/run/{APP}"
@@ -157,13 +158,6 @@ def test_a_run_that_fails_says_what_kind_of_failure_it_was(
     assert "x-fal-request-timeout-type" not in answer.headers
 
 
-def test_a_run_that_does_not_begin_in_time_is_not_repeated(engine: FakeEngine, client: httpx.Client) -> None:
-    answer = client.post(RUN, json={"prompt": "wait"}, headers={"X-Fal-Request-Timeout": "0.05"})
-    assert (answer.status_code, answer.json()["error_type"]) == (504, "request_timeout")
-    assert answer.headers["x-fal-request-timeout-type"] == "user"
-    assert engine.cancelled[-1].prompt == "wait"
-
-
 @pytest.mark.parametrize(
     "header",
     [{"X-Fal-Request-Timeout": "soon"}, {"X-Fal-Request-Timeout": "0"}, {"X-Fal-Queue-Priority": "high"}],
@@ -180,12 +174,39 @@ def test_priority_is_the_one_of_the_header(client: httpx.Client, engine: FakeEng
     assert engine.last().priority is Priority.LOW
 
 
-def test_a_stream_has_the_output_as_its_one_event(client: httpx.Client) -> None:
-    answer = client.post(f"{RUN}/stream", json=SMALL)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.text.startswith("data: ")
-    assert answer.text.endswith("\n\n")
-    assert json.loads(answer.text[6:]) == client.post(RUN, json=SMALL).json()
+def streamed(client: httpx.Client, **sent: Any) -> list[dict[str, Any]]:
+    """The events of a stream, which have no names."""
+    answer = client.post(f"{RUN}/stream", json=SMALL | sent)
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (
+        200,
+        "text/event-stream",
+    )
+    return [json.loads(event.removeprefix("data: ")) for event in answer.text.strip().split("\n\n")]
+
+
+@pytest.mark.parametrize("output", ["data", "url"])
+def test_a_stream_shows_previews_and_at_last_the_output(output: str) -> None:
+    with serving(FakeEngine(), output=output) as url, httpx.Client(base_url=url, timeout=20) as client:
+        *shown, last = streamed(client, num_images=2)
+        assert [len(event["images"]) for event in shown] == [1, 1, 1, 2, 2, 2]
+        for event in shown:
+            assert (event["seed"], event["has_nsfw_concepts"]) == (5, [False] * len(event["images"]))
+            newest = event["images"][-1]
+            assert (newest["width"], newest["height"], newest["content_type"]) == (128, 136, "image/jpeg")
+            assert base64.b64decode(newest["url"].partition(",")[2]) == PREVIEW
+        ran = client.post(RUN, json=SMALL | {"num_images": 2}).json()
+        assert len(last["images"]) == 2
+        begin = f"{url}/files/" if output == "url" else "data:image/jpeg;base64,"
+        assert all(each["url"].startswith(begin) for each in last["images"])
+        assert (last == ran) == (output == "data")
+        assert streamed(client, num_inference_steps=1)[-1]["seed"] == 5
+
+
+def test_a_stream_that_fails_keeps_its_status_or_ends_with_the_failure(client: httpx.Client) -> None:
+    refused = client.post(f"{RUN}/stream", json=SMALL | {"prompt": "overloaded"})
+    assert (refused.status_code, refused.json()["error_type"]) == (429, "overloaded")
+    (failed,) = streamed(client, prompt="then generation_failed")
+    assert failed == {"detail": "the picture holds NaN", "error_type": "runner_server_error"}
 
 
 def test_a_queued_request_is_known_by_both_forms_of_its_address(client: httpx.Client) -> None:
@@ -233,14 +254,6 @@ def test_a_request_that_failed_is_completed_and_its_result_is_no_reason_to_ask_a
         assert "retry-after" not in result.headers
 
 
-def test_a_request_that_does_not_begin_in_time_is_completed(client: httpx.Client) -> None:
-    header = {"X-Fal-Request-Timeout": "0.05"}
-    submitted = client.post(SUBMIT, json=SMALL | {"prompt": "wait"}, headers=header).json()
-    assert finished(client, submitted)["error_type"] == "request_timeout"
-    result = client.get(submitted["response_url"])
-    assert (result.status_code, result.headers["x-fal-request-timeout-type"]) == (504, "user")
-
-
 def test_states_are_streamed_to_the_end_and_log_lines_once(client: httpx.Client) -> None:
     submitted = client.post(SUBMIT, json=SMALL | {"prompt": "wait"}).json()
     with client.stream("GET", f"{submitted['status_url']}/stream?logs=1") as answer:
@@ -263,17 +276,12 @@ def test_unknown_requests_are_not_found(client: httpx.Client) -> None:
         assert ask().status_code == 404
 
 
-def test_the_queue_refuses_when_it_is_full_and_waits_for_the_model() -> None:
+def test_the_queue_refuses_when_it_is_full() -> None:
     with serving(FakeEngine(), max_unfinished_jobs=1) as url:
         assert httpx.post(f"{url}{SUBMIT}", json=SMALL | {"prompt": "wait"}).status_code == 200
         refused = httpx.post(f"{url}{SUBMIT}", json=SMALL)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
-    loading = FakeEngine(model_info=None, ready=False)
-    with serving(loading) as url:
-        accepted = httpx.post(f"{url}{SUBMIT}", json=SMALL)
-        assert (accepted.status_code, accepted.json()["status"]) == (200, "IN_QUEUE")
-        assert httpx.post(f"{url}{RUN}", json=SMALL).status_code == 503
 
 
 def test_pictures_are_given_by_url_where_the_server_is_set_so() -> None:
@@ -294,13 +302,6 @@ def test_pictures_are_given_by_url_where_the_server_is_set_so() -> None:
         with pytest.raises(httpx.ReadTimeout):
             client.post(RUN, json={"prompt": "wait"}, timeout=0.3)
         wait_until(lambda: bool(engine.cancelled))
-
-
-def test_a_client_that_leaves_takes_its_run_along(client: httpx.Client, engine: FakeEngine) -> None:
-    before = len(engine.cancelled)
-    with pytest.raises(httpx.ReadTimeout):
-        client.post(RUN, json={"prompt": "wait"}, timeout=0.3)
-    wait_until(lambda: len(engine.cancelled) > before)
 
 
 def test_the_proxy_answers_as_the_address_in_its_header(client: httpx.Client) -> None:
@@ -380,3 +381,41 @@ def test_a_webhook_tells_how_a_request_failed(
     assert (told["request_id"], told["gateway_request_id"], told["status"]) == ("7", "7", "ERROR")
     assert told["error"] == f"Invalid status code: {status}"
     assert told["payload"]["error_type"] == kind
+
+
+def data_url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file_of(image)).decode()}"
+
+
+@pytest.mark.parametrize("app", ["fal-ai/flux/dev/image-to-image", "fal-ai/flux-general/inpainting", APP])
+def test_a_picture_is_where_an_app_starts(client: httpx.Client, engine: FakeEngine, app: str) -> None:
+    sent = {"prompt": "a", "image_url": data_url(gradient()), "strength": 0.4}
+    output = client.post(f"/fal/run/{app}", json=sent).json()
+    assert (output["images"][0]["width"], output["images"][0]["height"]) == gradient().size
+    asked = engine.last()
+    assert asked.source is not None
+    assert (asked.source.pixels, asked.source.strength) == (gradient().tobytes(), 0.4)
+    submitted = client.post(f"/fal/queue/{app}", json=sent | {"strength": None}).json()
+    assert finished(client, submitted)["status"] == "COMPLETED"
+    assert engine.last().source.strength == 0.6  # type: ignore[union-attr]
+
+
+def test_masks_and_sizes_count_with_a_picture_and_without_one_nothing_does(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    mask = Image.new("L", (512, 256))
+    mask.paste(255, (0, 0, 200, 256))
+    sent = {"prompt": "a", "image_url": data_url(gradient(512, 256)), "mask_url": data_url(mask)}
+    client.post(RUN, json=sent | {"image_size": {"width": 256, "height": 256}})
+    found = engine.last().source
+    assert found is not None
+    middle = mask.crop((128, 0, 384, 256))
+    assert (found.mask, found.blend, found.strength) == (middle.tobytes(), middle.tobytes(), 1.0)
+    client.post(RUN, json={"prompt": "a", "strength": 0.95})
+    assert (engine.last().source, engine.last().width) == (None, 1024)
+
+
+def test_a_picture_that_is_none_is_refused_in_both_ways(client: httpx.Client) -> None:
+    for path in (RUN, SUBMIT):
+        answer = client.post(path, json={"prompt": "a", "image_url": "data:image/png;base64,AAAA"})
+        assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "image_url"])

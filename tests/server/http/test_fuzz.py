@@ -6,4 +6,5 @@ from tests.server.http.fuzz import main
 
 
 def test_nothing_that_is_answered_is_not_described(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["--cases", "200", "--phases", "examples,fuzzing"]) == 0, capfd.readouterr().out
+    arguments = ["--cases", "200", "--phases", "examples,fuzzing", "--keys"]
+    assert main(arguments) == 0, capfd.readouterr().out

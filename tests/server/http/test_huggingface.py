@@ -1,7 +1,6 @@
 """The Hugging Face dialect through its official client: bytes in, bytes out, and no endless retries."""
 
 import io
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -10,7 +9,8 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from tests.server.http.fake_engine import FakeEngine, serving, wait_until
+from tests.server.decoder.pictures import file_of, gradient
+from tests.server.http.fake_engine import FakeEngine, serving
 from tests.server.models import MODEL
 
 
@@ -106,39 +106,6 @@ def test_the_reason_is_in_the_client_s_exception(api: InferenceClient) -> None:
         api.text_to_image("a", width=100)
 
 
-@pytest.mark.parametrize(
-    ("name", "status"),
-    [
-        ("overloaded", 429),
-        ("not_ready", 500),
-        ("worker_lost", 500),
-        ("generation_failed", 500),
-        ("deadline_exceeded", 504),
-    ],
-)
-def test_nothing_is_answered_with_503(client: httpx.Client, name: str, status: int) -> None:
-    answer = client.post("/hf", json={"inputs": name})
-    assert (answer.status_code, set(answer.json())) == (status, {"error"})
-
-
-def test_a_request_waits_for_the_model_to_be_loaded() -> None:
-    engine = FakeEngine(model_info=None, ready=False)
-    with serving(engine) as url, ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(httpx.post, f"{url}/hf", json={"inputs": "a"}, timeout=20)
-        wait_until(lambda: engine.waiting_for_model == 1)
-        assert not asked.done()
-        engine.model_info, engine.ready = MODEL, True
-        assert asked.result().status_code == 200
-
-
-def test_a_client_that_leaves_takes_its_work_along() -> None:
-    engine = FakeEngine()
-    with serving(engine) as url:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/hf", json={"inputs": "wait"}, timeout=0.3)
-        wait_until(lambda: bool(engine.cancelled))
-
-
 def test_a_model_in_the_address_may_be_any_unless_names_are_checked(client: httpx.Client) -> None:
     path, sent = "/hf/models/stabilityai/sdxl-turbo", {"inputs": "a"}
     assert client.post(path, json=sent).status_code == 200
@@ -148,3 +115,29 @@ def test_a_model_in_the_address_may_be_any_unless_names_are_checked(client: http
         assert refused.json()["error"].startswith('model is "stabilityai/sdxl-turbo"; allowed: flux-schnell')
         for known in ("/hf", "/hf/models/black-forest-labs/FLUX.1-schnell", "/hf/models/fake"):
             assert httpx.post(f"{url}{known}", json=sent).status_code == 200
+
+
+def test_the_official_client_starts_from_a_picture(api: InferenceClient, engine: FakeEngine) -> None:
+    sent = file_of(gradient())
+    image = api.image_to_image(sent, prompt="a cat", num_inference_steps=4, strength=0.5, seed=3)
+    assert image.size == gradient().size
+    asked = engine.last()
+    assert (asked.prompt, asked.seed) == ("a cat", 3)
+    assert asked.source is not None
+    assert (asked.source.pixels, asked.source.strength) == (gradient().tobytes(), 0.5)
+    api.image_to_image(sent, prompt="a cat", target_size={"width": 256, "height": 512})  # type: ignore[arg-type]
+    assert (engine.last().width, engine.last().height) == (256, 512)
+
+
+def test_a_picture_without_a_word_is_a_picture(api: InferenceClient, engine: FakeEngine) -> None:
+    for parameters in ({}, {"seed": 3}):  # the file itself, and base64
+        api.image_to_image(file_of(gradient(), "JPEG"), **parameters)
+        assert engine.last().prompt == ""
+        assert engine.last().source is not None
+
+
+def test_what_is_no_picture_is_refused_in_the_dialect_s_shape(api: InferenceClient) -> None:
+    with pytest.raises(HfHubHTTPError, match="inputs is a file of another kind"):
+        api.image_to_image(b"GIF89a", prompt="a")
+    with pytest.raises(HfHubHTTPError, match=r"parameters\.strength is 2; allowed: a number from"):
+        api.image_to_image(file_of(gradient()), prompt="a", strength=2)

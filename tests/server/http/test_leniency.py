@@ -48,7 +48,7 @@ def test_openai_s_clients_are_told_that_there_is_no_such_model() -> None:
         answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a", "model": "dall-e-3"})
         assert answer.status_code == 404
         error = answer.json()["error"]
-        assert (error["param"], error["code"]) == ("model", "not_found")
+        assert (error["param"], error["code"]) == ("model", "model_not_found")
         assert error["message"] == (
             'model is "dall-e-3"; allowed: flux-schnell, black-forest-labs/FLUX.1-schnell, fake'
         )

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import jsonschema
@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.app import dialect_routers, leniencies, open_jobs
+from server.app import dialect_routers, leniencies, open_jobs, sources_of
 from server.engine import Engine
 from server.http.auth import OPEN_ROUTES
 from server.http.ops import ops_router, probes_router
@@ -54,6 +54,7 @@ def test_the_status_is_what_the_engine_and_the_metrics_know() -> None:
         "default_width": 256,
         "default_height": 256,
         "default_steps": 4,
+        "max_steps": 12,
     }
     assert status["queue"] == {
         "backlog_s": 2.5,
@@ -101,7 +102,7 @@ def test_every_route_is_described_and_every_example_works(
     settings, fake = Settings(data_dir=tmp_path), cast(Engine, engine)
     jobs, outputs = open_jobs(settings, fake, metrics, Quotas())
     routers = (
-        *dialect_routers(fake, answers, jobs, outputs, leniencies(settings)),
+        *dialect_routers(fake, answers, jobs, outputs, sources_of(settings, outputs), leniencies(settings)),
         probes_router(fake, metrics),
         ops_router(metrics, FastAPI()),
     )
@@ -119,10 +120,15 @@ def test_every_route_is_described_and_every_example_works(
     for (path, method), operation in operations.items():
         assert operation["summary"], path
         assert ("401" in operation["responses"]) == (path not in OPEN_ROUTES), path
-        if content := operation.get("requestBody", {}).get("content", {}).get("application/json"):
+        kinds = operation.get("requestBody", {}).get("content", {})
+        if content := kinds.get("application/json") or kinds.get("multipart/form-data"):
             assert set(content["example"]) <= set(content["schema"]["properties"])
             address = re.sub(r"\{\w+\}", "example-id", path)
-            assert client.request(method, address, json=content["example"]).is_success, path
+            files = {name: (name, text) for name, text in content["example"].items()}
+            sent: dict[str, Any] = (
+                {"json": content["example"]} if "application/json" in kinds else {"files": files}
+            )
+            assert client.request(method, address, **sent).is_success, path
             objects = [api["components"]["schemas"].get(name, {}) for name in ("Input", "Parameters")]
             for schema in (content["schema"], *objects):
                 for name, field in schema.get("properties", {}).items():

@@ -154,7 +154,13 @@ def test_a_silent_stream_is_kept_alive() -> None:
         await go_on.wait()
         (image,) = PLAIN.images()
         return GenerationResult(
-            id="r", model="m", steps=4, images=[picture(image)], timings=picture(image).timings, created=0
+            id="r",
+            model="m",
+            steps=4,
+            run_steps=4,
+            images=[picture(image)],
+            timings=picture(image).timings,
+            created=0,
         )
 
     async def story() -> list[bytes]:

@@ -14,9 +14,10 @@ import torch
 
 from model.conditioning import Conditioning, ConditioningCache, Prompt
 from model.generate import EMBEDDED_MODEL
+from model.info import PipelineInfo
 from model.layout import Numerics
 from model.lora import Adapter
-from model.pipeline import Pipeline, PipelineInfo, Pixels
+from model.pipeline import Pipeline, Pixels
 from model.preview import Previewer
 from model.sampling import Sample
 from server.batcher import Lane

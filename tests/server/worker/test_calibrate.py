@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from model.conditioning import Conditioning, ConditioningCache, Prompt
+from model.info import PipelineInfo
 from model.layout import Numerics
-from model.pipeline import Pipeline, PipelineInfo, Pixels
+from model.pipeline import Pipeline, Pixels
+from model.source import Source
 from server.costs import Costs, CostTable, Shape
 from server.settings import EMBEDDED_MODEL
 from server.worker.calibrate import calibrated, cost_key, keep, kept_at, load, measure
@@ -24,6 +26,7 @@ TABLE = CostTable(
     text_fixed_s=0.003,
     text_row_s=1e-5,
     decode_pixel_s=3e-8,
+    source_pixel_s=1e-8,
 )
 
 
@@ -43,8 +46,14 @@ class TimedPipeline:
         self._take(Costs.of(self.table).encode_s(shapes), ("encode", len(prompts)))
         return [cast(Conditioning, prompt) for prompt in prompts]
 
-    def start(self, *, conditioning: Conditioning, width: int, height: int, **_: Any) -> Shape:
-        return Shape(width, height, cast(Prompt, conditioning).max_sequence_length)
+    def start(
+        self, *, conditioning: Conditioning, width: int, height: int, source: Source | None, **_: Any
+    ) -> Shape:
+        shape = Shape(width, height, cast(Prompt, conditioning).max_sequence_length)
+        if source is not None:
+            started = shape._replace(has_source=True)
+            self._take(Costs.of(self.table).source_s(started), ("source", width, height))
+        return shape
 
     def denoise_step(self, samples: Sequence[Shape]) -> None:
         if sum(sample.rows for sample in samples) > self.most_rows:
@@ -72,7 +81,8 @@ def measured(pipeline: TimedPipeline, budget_s: float) -> CostTable:
 
 def test_what_is_measured_is_what_the_device_takes() -> None:
     table = measured(TimedPipeline(), budget_s=100.0)
-    for name in ("step_fixed_s", "row_s", "pair_s", "text_fixed_s", "text_row_s", "decode_pixel_s"):
+    names = ("step_fixed_s", "row_s", "pair_s", "text_fixed_s", "text_row_s", "decode_pixel_s")
+    for name in (*names, "source_pixel_s"):
         assert getattr(table, name) == pytest.approx(getattr(TABLE, name), rel=1e-3), name
     assert table.mixing == 1.0
 

@@ -12,7 +12,14 @@ import pytest
 from PIL import Image
 
 from server.generation import Adapter, ImageFormat
-from server.worker.encode import GENERATED_MEDIA, XMP_KEYWORD, Provenance, encode_image, xmp_packet
+from server.worker.encode import (
+    EDITED_MEDIA,
+    GENERATED_MEDIA,
+    XMP_KEYWORD,
+    Provenance,
+    encode_image,
+    xmp_packet,
+)
 
 PROVENANCE = Provenance(
     seed=42,
@@ -65,6 +72,16 @@ def test_every_format_is_marked_as_generated_media(image_format: ImageFormat) ->
     assert GENERATED_MEDIA in values
 
 
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_a_picture_made_from_another_is_marked_as_edited(image_format: ImageFormat) -> None:
+    root = ElementTree.fromstring(xmp(encoded(image_format, replace(PROVENANCE, strength=0.6))))
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    assert EDITED_MEDIA in values
+    assert GENERATED_MEDIA not in values
+    if image_format != "png":  # whose own chunks hold it
+        assert "0.6" in values
+
+
 def test_a_png_carries_what_made_it_and_no_prompt() -> None:
     with Image.open(io.BytesIO(encoded("png"))) as image:
         image.load()
@@ -91,13 +108,13 @@ def test_the_prompt_is_written_on_request_only(image_format: ImageFormat) -> Non
 
 def test_any_prompt_survives_the_xml() -> None:
     prompt = "ein \"Bär\" 🐻 & <b> ]]> 'quoted'\r\n\tnew line"
-    root = ElementTree.fromstring(xmp_packet({"prompt": prompt, "seed": '"<&'}))
+    root = ElementTree.fromstring(xmp_packet({"prompt": prompt, "seed": '"<&'}, GENERATED_MEDIA))
     assert prompt in [element.text for element in root.iter()]
 
 
 @pytest.mark.parametrize("text", ["a\ufffeb", "a\uffffb", "a\x01b", "a\ud800b"])
 def test_characters_that_xml_has_no_word_for_are_replaced(text: str) -> None:
-    root = ElementTree.fromstring(xmp_packet({"prompt": text, "model": text}))
+    root = ElementTree.fromstring(xmp_packet({"prompt": text, "model": text}, GENERATED_MEDIA))
     assert "a\ufffdb" in [element.text for element in root.iter()]
     assert "a\ufffdb" in [value for element in root.iter() for value in element.attrib.values()]
 

@@ -126,6 +126,26 @@ def test_a_cancelled_picture_is_not_made_and_said_to_be_forgotten() -> None:
         assert world.pipeline.shared[-1] == 1, "it took part in no later step"
 
 
+def test_a_picture_that_is_forgotten_or_fails_says_what_its_steps_took() -> None:
+    with running(FakePipeline(pause_s=0.01), paused=True) as world:
+        world.submit("never begun", steps=2)
+        world.loop.receive(Cancel(id="never begun/0"))
+        world.submit("forgotten", steps=12)
+        world.pipeline.gate.set()
+        world.wait_for_steps("forgotten", 3)
+        world.pipeline.gate.clear()  # within a step, or before the next
+        world.loop.receive(Cancel(id="forgotten/0"))
+        world.pipeline.gate.set()
+        answers = world.answers(2)
+        stepped_s = sum(message.seconds for message in world.sent if isinstance(message, Stepped))
+    forgotten, never_begun = answers["forgotten"], answers["never begun"]
+    assert isinstance(forgotten, Failed)
+    assert isinstance(never_begun, Failed)
+    assert never_begun.device_s == 0
+    assert forgotten.device_s == pytest.approx(stepped_s)
+    assert stepped_s > 0.03
+
+
 def test_a_deadline_that_has_passed_is_answered() -> None:
     with running() as world:
         world.submit("late", deadline_s=0.0)
