@@ -87,8 +87,8 @@ class Engine:
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._metrics = metrics
-        self.adapters = adapters
         self._charge = charge
+        self.adapters = adapters
         self._admission = Admission(max_backlog_s, auto_steps_backlog_s)
         self._default_deadline_s = default_deadline_s
         self._hang_s = hang_s
@@ -151,7 +151,9 @@ class Engine:
         """What is served; raises `NotReady` before the first worker has loaded it."""
         if self._model is None:
             raise NotReady("the model is still being loaded", retry_after_s=RETRY_SOON_S)
-        return msgspec.structs.replace(self._model, adapters=self.adapters.served)
+        if self._model.adapters != self.adapters.served:
+            self._model = msgspec.structs.replace(self._model, adapters=self.adapters.served)
+        return self._model
 
     def steps_for_auto(self) -> int:
         """Choose the steps of a request with `num_inference_steps: "auto"`."""
@@ -275,7 +277,6 @@ class Engine:
 
     def _dispatch(self) -> None:
         """Hand out what waits: suspects alone to one worker, everything else to the others."""
-        now = asyncio.get_running_loop().time()
         ready = [i for i, worker in enumerate(self._workers) if worker.supervisor.state is State.READY]
         open_to_all = [index for index in ready if not self._workers[index].alone]
         if self._suspects and len(open_to_all) == len(ready) > 0:
@@ -283,12 +284,16 @@ class Engine:
             open_to_all.remove(ward)
             if not self._workers[ward].in_hand:
                 self._workers[ward].alone = True
-                self._workers[ward].take(self._suspects.popleft(), ward, now)
+                self._hand_over(self._suspects.popleft(), ward)
         while self._waiting and open_to_all:
             pending = self._waiting.popleft()
+            size = (pending.image.width, pending.image.height)
             loads = [self._workers[index].load(index) for index in open_to_all]
-            index = choose(loads, size=pending.size, saved_s=pending.admitted.bill.shared_s)
-            self._workers[index].take(pending, index, now)
+            self._hand_over(pending, choose(loads, size=size, saved_s=pending.admitted.bill.shared_s))
+
+    def _hand_over(self, pending: Pending, index: int) -> None:
+        pending.worker = index
+        self._workers[index].take(pending, asyncio.get_running_loop().time())
 
     def _hear(self, index: int, message: ToFront) -> None:
         self._workers[index].quiet_since = now = asyncio.get_running_loop().time()
@@ -346,8 +351,8 @@ class Engine:
             self._workers[index].supervisor.refuse(reason)
             return
         self._model = served
-        self.adapters.ready(index, model.adapters)
         self._workers[index].device = model.device
+        self.adapters.ready(index, model.adapters)
         self._admission.start_from(costs)
         self._metrics.model(model)
 
@@ -355,14 +360,10 @@ class Engine:
         worker = self._workers[index]
         if worker.supervisor.state is not State.READY:
             self.adapters.lost(index)
-        match worker.supervisor.state:
-            case State.LOST:
-                self._metrics.restarted()
-                self._recover(worker)
-            case State.REFUSED | State.STOPPED:
-                self._recover(worker)
-            case State.STARTING | State.READY:
-                pass
+        if worker.supervisor.state is State.LOST:
+            self._metrics.restarted()
+        if worker.supervisor.state in (State.LOST, State.REFUSED, State.STOPPED):
+            self._recover(worker)
         self._metrics.workers(workers_ready(self._workers))
         self._give_up_if_hopeless()
         self._dispatch()
@@ -372,10 +373,7 @@ class Engine:
     def _recover(self, worker: Worker) -> None:
         """Put what a lost worker had in hand up for another attempt; the last one of a suspect was alone."""
         stepping = worker.in_a_step()
-        lost, worker.in_hand, worker.alone = list(worker.in_hand.values()), {}, False
-        worker.owed.clear()
-        worker.stepping.clear()
-        for pending in reversed(lost):
+        for pending in reversed(worker.lose()):
             pending.worker, pending.began = None, False
             self._admission.restart(pending.admitted)
             if pending.suspected:

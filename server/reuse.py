@@ -33,8 +33,8 @@ def picture_key(image: ImageRequest, model: ModelInfo) -> str:
     """Return a digest of all that decides the bytes of a picture, and of nothing that has no say in them.
 
     Without a pass for it the negative prompt has none, nor has guidance that is off, nor the quality of a
-    format without loss, nor the pixels of a source that nobody looks at, nor the name of an adapter, which is
-    its file.
+    format without loss, nor the pixels of a source that nobody looks at. Of an adapter its file has a say,
+    and not its name.
     """
     negative = model.uses_negative(image.guidance_scale)
     decides = msgspec.structs.replace(
@@ -47,8 +47,8 @@ def picture_key(image: ImageRequest, model: ModelInfo) -> str:
         deadline_s=None,
         key="",
         previews=(),
-        adapters=tuple(msgspec.structs.replace(each, name="") for each in image.adapters),
         source=None,
+        adapters=tuple(msgspec.structs.replace(each, name="") for each in image.adapters),
     )
     text = msgspec.json.encode((decides, _source_key(image), model.decides, __version__))
     return hashlib.sha256(text).hexdigest()[:32]

@@ -81,10 +81,6 @@ class Pending:
         return self.waiters[0].key if self.waiters else self.image.key
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.image.width, self.image.height
-
-    @property
     def predicted(self) -> float:
         """When it was forecast to be done, on the loop's clock."""
         return self.came + self.admitted.forecast_s
@@ -190,9 +186,8 @@ class Worker:
     alone: bool = False  # it is running a suspect, and nothing else may join
     quiet_since: float = 0.0  # when it last said something, or got something to do after having nothing
 
-    def take(self, pending: Pending, index: int, now: float) -> None:
-        """Have a picture made by this worker, which is the one of `index`."""
-        pending.worker = index
+    def take(self, pending: Pending, now: float) -> None:
+        """Have it made."""
         pending.attempts += 1
         pending.steps_done = 0
         pending.prolonged = False
@@ -219,6 +214,15 @@ class Worker:
         pending = self.in_hand.pop(image_id, None) or self.owed.pop(image_id, None)
         self.alone = self.alone and bool(self.in_hand)
         return pending
+
+    def lose(self) -> list[Pending]:
+        """Forget all that the process knew, and return the pictures that it had in hand."""
+        lost = list(self.in_hand.values())
+        self.in_hand.clear()
+        self.owed.clear()
+        self.stepping.clear()
+        self.alone = False
+        return lost
 
     def owes_an_answer(self) -> bool:
         """Whether silence is suspicious."""

@@ -318,18 +318,6 @@ def to_request(body: TextToImageBody, model: ModelInfo, leniency: Leniency, *, i
     )
 
 
-def _adapters_in(prompt: str) -> Iterator[Asked]:
-    """Yield the adapters that a prompt names, as `<lora:name>` or with weights: the last one counts."""
-    for name, weights in LORA.findall(prompt):
-        *_, weight = weights.split(":")
-        try:
-            scale = float(weight or 1.0)
-        except ValueError:
-            message = f"prompt has {weight[:40]!a} as the weight of an adapter; allowed: {SCALE_RULE}"
-            raise InvalidRequest(message, field="prompt") from None
-        yield Asked(name, scale, "prompt")
-
-
 def start_of(body: ImageToImageBody, asked: GenerationRequest) -> Start:
     """Return what a request starts from, in the size that it asks for, as the original has it."""
     blur = DEFAULT_BLUR if body.mask_blur is None else round(body.mask_blur)
@@ -347,15 +335,28 @@ def start_of(body: ImageToImageBody, asked: GenerationRequest) -> Start:
     )
 
 
+def _adapters_in(prompt: str) -> Iterator[Asked]:
+    """Yield the adapters that a prompt names, as `<lora:name>` or with weights: the last one counts."""
+    for name, weights in LORA.findall(prompt):
+        *_, weight = weights.split(":")
+        try:
+            scale = float(weight or 1.0)
+        except ValueError:
+            message = f"prompt has {weight[:40]!a} as the weight of an adapter; allowed: {SCALE_RULE}"
+            raise InvalidRequest(message, field="prompt") from None
+        yield Asked(name, scale, "prompt")
+
+
 def to_response(
     body: TextToImageBody, request: GenerationRequest, result: GenerationResult, model: ModelInfo
 ) -> Response:
     """Answer with base64 and, as a string of JSON, with what made the pictures."""
+    info = info_of(request, model, prompt=body.prompt, batch_size=body.batch_size or 1)
     return pictures_response(
         {
             "images": [Picture(image.data) for image in result.images if body.send_images is not False],
             "parameters": body.model_dump(exclude={"init_images", "mask"}),
-            "info": msgspec.json.encode(info_of(request, model, batch_size=body.batch_size or 1)).decode(),
+            "info": msgspec.json.encode(info).decode(),
         }
     )
 

@@ -11,13 +11,13 @@ HASH_CHARS: Final = 10
 SAMPLER: Final = "Euler"
 
 
-def info_of(request: GenerationRequest, model: ModelInfo, *, batch_size: int) -> dict[str, Any]:
-    """Return what made the pictures."""
+def info_of(request: GenerationRequest, model: ModelInfo, *, prompt: str, batch_size: int) -> dict[str, Any]:
+    """Return what made the pictures; `prompt` is that of the client, with the adapters in it."""
     seeds = [image.seed for image in request.images()]
     count = len(seeds)
     return {
-        "prompt": request.prompt,
-        "all_prompts": [request.prompt] * count,
+        "prompt": prompt,
+        "all_prompts": [prompt] * count,
         "negative_prompt": request.negative_prompt,
         "all_negative_prompts": [request.negative_prompt] * count,
         "seed": seeds[0],
@@ -34,16 +34,16 @@ def info_of(request: GenerationRequest, model: ModelInfo, *, batch_size: int) ->
         "sd_model_name": model.name,
         "sd_model_hash": model.digest[:HASH_CHARS],
         "index_of_first_image": 0,
-        "infotexts": [_infotext(request, model, seed) for seed in seeds],
+        "infotexts": [_infotext(prompt, request, model, seed) for seed in seeds],
         "styles": [],
         "extra_generation_params": {},
     }
 
 
-def _infotext(request: GenerationRequest, model: ModelInfo, seed: int) -> str:
+def _infotext(prompt: str, request: GenerationRequest, model: ModelInfo, seed: int) -> str:
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return (
-        f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {SAMPLER}, CFG scale: 1.0, "
+        f"{prompt}{negative}\nSteps: {request.steps}, Sampler: {SAMPLER}, CFG scale: 1.0, "
         f"Seed: {seed}, Size: {request.width}x{request.height}, "
         f"Model hash: {model.digest[:HASH_CHARS]}, Model: {model.name}"
     )

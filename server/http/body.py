@@ -20,6 +20,9 @@ from server.http.exchange import ClientGone, exchange_of
 from server.http.room import FREE_BYTES
 
 SHOWN_CHARS: Final = 60
+# A large body is a picture or two, and text. One of 32 MiB that is a list of small numbers would take half a
+# second and as many hundred megabytes to read; its commas are counted in milliseconds.
+MAX_COMMAS: Final = 200_000
 CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 Body = TypeVar("Body", bound="RequestBody")
@@ -45,8 +48,12 @@ Text = Annotated[str, AfterValidator(_without_controls)]
 async def read_json(request: Request, kind: type[Body]) -> Body:
     """Read and check the body; raises `InvalidRequest` or one of its kinds."""
     check_media_type(request, "application/json")
+    body = await read_body(request)
+    if len(body) > FREE_BYTES and body.count(b",") > MAX_COMMAS:
+        message = f"the body is larger than {FREE_BYTES} bytes and has more than {MAX_COMMAS} commas"
+        raise RequestTooLarge(f"{message}; allowed: only pictures of that size")
     try:
-        return kind.model_validate_json(await read_body(request))
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise explained(error, kind) from None
 
@@ -111,7 +118,7 @@ def explained(error: ValidationError, kind: type[RequestBody]) -> InvalidRequest
     path, field = _path(kind, [str(part) for part in finding["loc"]] or ["body"])
     name = shown(".".join(path), quote="")
     if finding["type"] == "extra_forbidden":
-        known = ", ".join(sorted(kind.model_fields))
+        known = ", ".join(sorted(_owner(kind, path[:-1]).model_fields))
         return InvalidRequest(f"{name} is not a field of this request; allowed: {known}", field=name)
     allowed = (field.description if field else None) or "another value"
     if finding["type"] == "missing":
@@ -127,7 +134,7 @@ def _path(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], Fi
     """
     name, *rest = location
     field = next((field for own, field in kind.model_fields.items() if name in _names(own, field)), None)
-    inner = object_of(field)
+    inner = None if field is None else object_of(field.annotation)
     if inner is None or not rest:
         return [name], field
     index = [rest.pop(0)] if rest[0].isdigit() else []  # of an object in a list
@@ -137,20 +144,24 @@ def _path(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], Fi
     return [name, *index, *path], field
 
 
+def _owner(kind: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    """Return the kind of object at `path`, which names fields and indices."""
+    for name in path:
+        field = kind.model_fields.get(name)
+        kind = (object_of(field.annotation) if field is not None else None) or kind
+    return kind
+
+
 def _names(own: str, field: FieldInfo) -> Sequence[object]:
     alias = field.validation_alias
     return alias.choices if isinstance(alias, AliasChoices) else (own,)
 
 
-def object_of(field: FieldInfo | None) -> type[BaseModel] | None:
+def object_of(annotation: object) -> type[BaseModel] | None:
     """Return the kind of object that a field holds, alone or in a list, if it holds one."""
-    return None if field is None else _object_in(field.annotation)
-
-
-def _object_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((kind for part in get_args(annotation) if (kind := _object_in(part))), None)
+    return next((kind for part in get_args(annotation) if (kind := object_of(part))), None)
 
 
 def shown(value: object, quote: str = '"') -> str:

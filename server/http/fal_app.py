@@ -45,9 +45,9 @@ from server.job import StoredImage
 APPS: Final = (
     "fal-ai/flux/schnell",
     "fal-ai/flux-1/schnell",
-    "fal-ai/flux-lora",
     "fal-ai/flux/dev/image-to-image",
     "fal-ai/flux-general/inpainting",
+    "fal-ai/flux-lora",
 )
 MAX_OUTPUTS: Final = 4
 LONGEST_SIDE: Final = 14142

@@ -30,6 +30,7 @@ from server.http.input_pictures import InputPicture
 
 MAX_FILES: Final = 20  # of which a dialect may then say that they are too many
 MAX_FIELDS: Final = 100
+MAX_OBJECT_CHARS: Final = 10_000
 PIECE_BYTES: Final = 256 << 10
 JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"
@@ -45,7 +46,9 @@ async def read_fields(request: Request, kind: type[Body]) -> Body:
         if times > 1:
             raise InvalidRequest(f"{shown(name, quote='')} is given {times} times; allowed: once", field=name)
     for name, value in parts:
-        fields[name] = _of_json(value) if object_of(kind.model_fields.get(name)) else value
+        field = kind.model_fields.get(name)
+        holds_objects = field is not None and object_of(field.annotation) is not None
+        fields[name] = _of_json(value) if holds_objects else value
     try:
         return kind.model_validate(fields, strict=False)
     except ValidationError as error:
@@ -109,6 +112,8 @@ async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
 
 def _of_json(value: str | bytes) -> object:
     """Return the object that a text says in JSON; what is none is left to be refused as what it is."""
+    if len(value) > MAX_OBJECT_CHARS:
+        return value
     try:
         return msgspec.json.decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):

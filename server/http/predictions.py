@@ -1,9 +1,9 @@
 """What a prediction of black-forest-labs/flux-schnell takes and gives, wherever that model is served by Cog.
 
 The names, defaults and sizes are the published ones; only the limit of steps is the served model's own.
-Adapters are asked for as of flux-schnell-lora and the models of Replicate's trainer, by their names here.
 Pictures as input are those of black-forest-labs/flux-dev, but for its strength of 0.8: four steps would all
 run, and nothing be left of the picture.
+Adapters are asked for as of flux-schnell-lora and the models of Replicate's trainer, by their names here.
 """
 
 from collections.abc import Iterator
@@ -170,13 +170,6 @@ def to_request(
     )
 
 
-def _adapters_in(sent: Input, field: str) -> Iterator[Asked]:
-    if sent.lora_weights:
-        yield Asked(sent.lora_weights, sent.lora_scale, f"{field}.lora_weights")
-    if sent.extra_lora:
-        yield Asked(sent.extra_lora, sent.extra_lora_scale, f"{field}.extra_lora")
-
-
 def start_of(sent: Input, *, field: str = "input") -> Start | None:
     """Return what a prediction starts from, if that is a picture; without one nothing is said of it."""
     if sent.image is None:
@@ -188,6 +181,13 @@ def start_of(sent: Input, *, field: str = "input") -> Start | None:
         mask_strength=REPAINT,
         names=Names(image=f"{field}.image", mask=f"{field}.mask"),
     )
+
+
+def _adapters_in(sent: Input, field: str) -> Iterator[Asked]:
+    if sent.lora_weights:
+        yield Asked(sent.lora_weights, sent.lora_scale, f"{field}.lora_weights")
+    if sent.extra_lora:
+        yield Asked(sent.extra_lora, sent.extra_lora_scale, f"{field}.extra_lora")
 
 
 def output_of(result: GenerationResult) -> list[Picture]:

@@ -34,8 +34,8 @@ EXTENSION_SIGNATURE: Final = b"http://ns.adobe.com/xmp/extension/\0"
 class Provenance:
     """What made a picture; sizes in pixels, `digest` of the weights, `prompt` only on request.
 
-    Of adapters the digests and scales are written, since names mean something on one server only.
     `strength` is there where it was made from another picture, of which nothing else is said.
+    Of adapters the digests and scales are written, since names mean something on one server only.
     """
 
     seed: int
@@ -68,10 +68,10 @@ class Provenance:
             "model": self.model,
             "model_digest": self.digest,
         }
-        if self.adapters:
-            texts["adapters"] = ", ".join(f"{each.digest} {each.scale:g}" for each in self.adapters)
         if self.strength is not None:
             texts["strength"] = f"{self.strength:g}"
+        if self.adapters:
+            texts["adapters"] = ", ".join(f"{each.digest} {each.scale:g}" for each in self.adapters)
         return texts if self.prompt is None else texts | {"prompt": self.prompt}
 
 

@@ -35,8 +35,8 @@ class Work:
     sample: Sample | None = None
     pixels: Pixels | None = None
     failure: GenerationFailed | None = None
-    adapters: tuple[Scaled, ...] = ()
     forgotten: bool = False  # nobody wants it any more
+    adapters: tuple[Scaled, ...] = ()
     text_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -163,8 +163,8 @@ class Stages:
                 steps=work.request.steps,
                 seed=work.request.seed,
                 guidance_scale=work.request.guidance_scale,
-                adapters=work.adapters,
                 source=source_of(work.request),
+                adapters=work.adapters,
             )
 
     def _prompts(self, work: Work) -> list[Prompt]:

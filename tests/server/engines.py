@@ -53,8 +53,8 @@ async def engine_on(
     hang_s: float = 60.0,
     image_cache_bytes: int = 0,
     ready: bool = True,
-    adapters: Adapters | None = None,
     charge: Callable[[str, float], None] = lambda name, device_s: None,
+    adapters: Adapters | None = None,
 ) -> AsyncIterator[Engine]:
     engine = Engine(
         [start(model) for model in models or ("fake",)],

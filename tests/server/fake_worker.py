@@ -9,7 +9,7 @@ hand at once.
 The model `refused` is none, `stillborn` kills, `after PATH` is loaded when the path exists, `picky` takes no
 adapter.
 An adapter's file says what it does: `refuse`, `die`, else it is taken; its digest is what it says.
-A picture's bytes name its id, seed and size, its adapters and what it starts from, so that a mix-up shows.
+A picture's bytes name its id, seed and size, and what it starts from, so that a mix-up shows.
 """
 
 import os
@@ -52,8 +52,8 @@ COSTS = CostTable(decode_pixel_s=0.01 / 256**2)
 
 def picture(request: ImageRequest) -> Image:
     begun = f" from {zlib.crc32(request.source.pixels)}" if request.source else ""
-    begun += "".join(f" {each.digest} {each.scale:g}" for each in request.adapters)
-    data = f"{request.id} seed {request.seed} {request.width}x{request.height}{begun}".encode()
+    adapters = "".join(f" {each.digest} {each.scale:g}" for each in request.adapters)
+    data = f"{request.id} seed {request.seed} {request.width}x{request.height}{begun}{adapters}".encode()
     return Image(
         data=data,
         content_type="image/png",
@@ -161,9 +161,9 @@ def main() -> None:
             time.sleep(0.01)
     if start.model == "stillborn":
         os._exit(1)
+    device = "cpu" if start.device == "auto" else start.device
     answers = [load(file, start.model) for file in start.adapters]
     adapters = tuple(each.adapter for each in answers if isinstance(each, AdapterLoaded))
-    device = "cpu" if start.device == "auto" else start.device
     model = msgspec.structs.replace(MODEL, device=device, adapters=adapters)
     connection.send(Ready(model=model, costs=COSTS))
     cancelled: set[str] = set()

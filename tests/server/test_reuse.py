@@ -65,11 +65,6 @@ def test_what_has_no_say_in_a_picture_is_not_in_its_key(changes: dict[str, Any])
     assert key(**changes) == key()
 
 
-def test_of_an_adapter_its_file_has_a_say_and_its_name_has_none() -> None:
-    renamed = msgspec.structs.replace(STYLE, name="twin")
-    assert key(adapters=(STYLE,)) == key(adapters=(renamed,))
-
-
 SOURCE = Source(pixels=b"p", strength=0.6)
 
 
@@ -118,6 +113,11 @@ def test_a_source_is_hashed_once_for_all_pictures_of_a_request() -> None:
     first = images[0].source
     assert first is not None
     assert all(each.source is first and first.digests is each.source.digests for each in images)
+
+
+def test_of_an_adapter_its_file_has_a_say_and_its_name_has_none() -> None:
+    renamed = msgspec.structs.replace(STYLE, name="twin")
+    assert key(adapters=(STYLE,)) == key(adapters=(renamed,))
 
 
 def test_pictures_of_two_requests_are_the_same_where_their_seeds_meet() -> None:

@@ -108,6 +108,17 @@ def test_the_limit_is_where_it_says(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
+def test_a_large_body_has_large_values_and_not_many(client: httpx.Client) -> None:
+    for inside, status in (
+        (b"1," * (2 << 20), 413),
+        (b"1," * (500_000), 200),
+        (b'"' + b"1" * (4 << 20) + b'",', 200),
+    ):
+        body = b'{"prompt": "a", "n": 1, "ignored": [' + inside + b"1]}"
+        answer = client.post("/v1/images/generations", content=body, headers=JSON_TYPE)
+        assert answer.status_code == status, answer.text[:200]
+
+
 @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
 def test_a_body_announced_as_too_large_is_refused_before_it_comes(url: str, expect: bytes) -> None:
     host, _, port = url.removeprefix("http://").partition(":")
