@@ -73,6 +73,8 @@ def test_rows_with_different_adapters_share_steps_and_change_no_byte_of_each_oth
         together = list(threads.map(lambda each: picture(serving, *each), asked * 2))
     assert together == alone * 2
     assert alone[0] == picture(serving)
+    from_one = {"image": f"data:image/png;base64,{base64.b64encode(alone[0]).decode()}", "strength": 0.6}
+    assert picture(serving, ("strong", 1.0), **from_one) not in (alone[1], picture(serving, **from_one))
 
 
 def test_the_model_may_be_named_by_its_adapter(serving: Server) -> None:

@@ -253,8 +253,10 @@ def test_a_rank_beyond_the_kernels_is_cut_and_agrees(oracle: Oracle, tmp_path: P
         {"quantize": "fp8"},
         {"numerics": Numerics.FAST},
         {"dtype": torch.bfloat16},
+        pytest.param({"device": torch.device("cuda")}, marks=pytest.mark.gpu),
+        pytest.param({"device": torch.device("cuda"), "dtype": torch.bfloat16}, marks=pytest.mark.gpu),
     ],
-    ids=["auto", "reference", "fp8", "fast", "bfloat16"],
+    ids=["auto", "reference", "fp8", "fast", "bfloat16", "cuda", "cuda-bfloat16"],
 )
 def test_rows_with_different_adapters_share_a_step_and_stay_themselves(
     oracle: Oracle, tmp_path: Path, options: dict[str, object]

@@ -149,6 +149,16 @@ def test_an_address_has_adapters_and_a_tag_of_their_files(served: tuple[FakeEngi
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "loras")
 
 
+@pytest.mark.parametrize("text", ['[{"name": "a", "scale": 0.5}]', "a:0.5"])
+def test_a_form_asks_for_adapters_in_json_or_as_an_address_does(
+    served: tuple[FakeEngine, httpx.Client], text: str
+) -> None:
+    engine, client = served
+    fields = {"prompt": (None, "a cat"), "loras": (None, text)}
+    assert client.post(NATIVE, files=fields).status_code == 200
+    assert engine.last().adapters == (scaled(A, 0.5),)
+
+
 def test_adapters_are_listed_as_models_and_as_loras(served: tuple[FakeEngine, httpx.Client]) -> None:
     _, client = served
     models = {model["id"]: model.get("parent") for model in client.get("/v1/models").json()["data"]}
