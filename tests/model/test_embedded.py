@@ -115,7 +115,7 @@ def test_a_number_of_objects_is_drawn(pipeline: Pipeline, word: str, count: int)
 
 
 def test_held_out_scenes_are_drawn_about_as_well_as_the_model_card_says(pipeline: Pipeline) -> None:
-    scores = evaluate(pipeline, Setup(256, 256, 4), held_out_scenes(24))
+    scores = evaluate(pipeline, Setup(256, 256, 4), held_out_scenes(40))
     floors = {
         "object colour": 0.9,
         "background": 0.95,
