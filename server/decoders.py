@@ -65,13 +65,23 @@ class Decoders:
         finally:
             self._waiting -= 1
         try:
-            decoder = self._idle.pop() if self._idle else _Decoder(self._command)
+            decoder = await self._idle_or_new()
             answer = await decoder.answer(asked, within_s=self.limit_s)
             if decoder.alive:
                 self._idle.append(decoder)
             return answer
         finally:
             self._turns.release()
+
+    async def _idle_or_new(self) -> "_Decoder":
+        """Return one that lives: while it had nothing to do the kernel may have killed it for its memory."""
+        while self._idle:
+            decoder = self._idle.pop()
+            if not decoder.died:
+                return decoder
+            log.warning("decoder_lost", reason="it died between two pictures")
+            await decoder.end()
+        return _Decoder(self._command)
 
     async def stop(self) -> None:
         """End the decoders that have nothing to do; those that have end with the requests that wait."""
@@ -92,6 +102,11 @@ class _Decoder:
     @property
     def alive(self) -> bool:
         return self._process is not None
+
+    @property
+    def died(self) -> bool:
+        """Whether its process is gone, though nobody ended it."""
+        return self._process is not None and self._process.returncode is not None
 
     async def answer(self, asked: Decode, *, within_s: float) -> Answer:
         """Ask; a decoder that does not answer this is ended, and so is one whose asker leaves."""

@@ -1,6 +1,8 @@
 """Decoder processes: they are replaced when a picture kills them or takes too long, and hurt nobody else."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -91,6 +93,20 @@ def test_a_decoder_that_dies_or_talks_nonsense_is_replaced(script: str) -> None:
             assert isinstance(answer, Refused)
             assert answer.found == "a picture that cannot be decoded"
         assert children() == before
+
+    run(story)
+
+
+def test_a_decoder_that_died_between_two_pictures_is_not_asked() -> None:
+    async def story() -> None:
+        decoders, before = real(), children()
+        for width in (256, 272):
+            assert isinstance(await decoders.decode(question(file_of(gradient(width)))), Decoded)
+            (pid,) = set(children()) - set(before)
+            os.kill(pid, signal.SIGKILL)
+            while not decoders._idle[0].died:
+                await asyncio.sleep(0.01)
+        await decoders.stop()
 
     run(story)
 
