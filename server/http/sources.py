@@ -19,7 +19,7 @@ from server.errors import InvalidRequest
 from server.generation import MIN_STRENGTH, GenerationRequest, Source
 from server.geometry import Borders
 from server.http.body import shown
-from server.http.calls import unless_client_leaves
+from server.http.calls import check_limits, unless_client_leaves
 from server.http.exchange import exchange_of
 from server.http.input_pictures import BASE64_RULE, PICTURE_RULE, InputPicture
 from server.http.own_files import OwnFiles
@@ -77,9 +77,10 @@ class Sources:
     async def begin(self, http: Request, request: GenerationRequest, start: Start) -> GenerationRequest:
         """Return the request with its source, in the size of that; raises `InvalidRequest`.
 
-        Raises `Overloaded` or `NotReady` where it cannot be decoded now, and `ClientGone`, when it is decoded
-        no further. The pictures are let go.
+        Raises `RateLimited` or `QuotaExceeded` for who may not ask now, `Overloaded` or `NotReady` where it
+        cannot be decoded now, and `ClientGone`, when it is decoded no further. The pictures are let go.
         """
+        check_limits(http)
         return await unless_client_leaves(http, self._begun(http, request, start))
 
     async def _begun(self, http: Request, request: GenerationRequest, start: Start) -> GenerationRequest:

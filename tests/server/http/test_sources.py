@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -10,14 +11,19 @@ import pytest
 from fastapi import Request
 from PIL import Image
 
+from server.app import Edge
+from server.caller import Caller
 from server.decoders import Decoders
 from server.decoding import Answer, Decode
 from server.generation import MAX_SIDE, Source
+from server.http.auth import Door
 from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
 from server.http.input_pictures import InputPicture
 from server.http.own_files import OwnFiles
 from server.http.sources import Sources, Start
 from server.image_urls import ImageUrls
+from server.keys import KeysFile, create
+from server.quotas import Quotas
 from tests.server.decoder.pictures import bomb, file_of, gradient
 from tests.server.engines import request, run
 from tests.server.http.fake_engine import FakeEngine, serving
@@ -255,6 +261,17 @@ def test_pictures_by_url_are_together_no_longer_than_a_body() -> None:
     assert error["message"].endswith(" bytes together; allowed: at most 1048576")
 
 
+def test_for_a_key_over_its_limits_nothing_is_decoded(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    headers = {"Authorization": f"Bearer {create(file, 'often', requests_per_minute=1)}"}
+    nothing = {"prompt": "a", "image": "data:;base64,"}
+    with serving(FakeEngine(), Edge(door=Door(KeysFile.read(file)))) as url:
+        assert httpx.post(f"{url}/v1/generate", json={"prompt": "a"}, headers=headers).status_code == 200
+        refused = httpx.post(f"{url}/v1/generate", json=nothing, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limited")
+    assert refused.headers["ratelimit"].startswith('"requests";r=0')
+
+
 def test_who_leaves_while_a_picture_is_decoded_waits_for_it_no_longer() -> None:
     async def story() -> None:
         asked, ended = asyncio.Event(), asyncio.Event()
@@ -271,7 +288,10 @@ def test_who_leaves_while_a_picture_is_decoded_waits_for_it_no_longer() -> None:
             await asked.wait()
             return {"type": "http.disconnect"}
 
-        scope = {"type": "http", SCOPE_KEY: Exchange("a", max_body_bytes=1 << 20)}
+        scope = {
+            "type": "http",
+            SCOPE_KEY: Exchange("a", max_body_bytes=1 << 20, caller=Caller(None, Quotas())),
+        }
         urls = ImageUrls(None, limit_bytes=1 << 20)
         sources = Sources(cast(Decoders, Slow()), urls, cast(OwnFiles, None))
         with pytest.raises(ClientGone):
