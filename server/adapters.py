@@ -6,10 +6,10 @@ are served then, and is brought up to date when it is ready.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -28,8 +28,18 @@ log = structlog.get_logger(__name__)
 Answer = AdapterLoaded | AdapterRefused | None  # None: the worker died
 
 
+class _Load(NamedTuple):
+    """What a worker was told to load. A `digest` that is served, or else somebody who awaits the `answer`."""
+
+    digest: str = ""
+    answer: "asyncio.Future[Answer] | None" = None
+
+
 class Adapters:
-    """`served` is empty until the first worker is ready. `_has` are the digests that each worker holds."""
+    """`served` is empty until the first worker is ready. `_has` are the digests that each worker holds.
+
+    `_loads` are what each was told to load and has not answered: it answers one after the other.
+    """
 
     def __init__(self, files: AdapterFiles, *, max_upload_bytes: int = 0) -> None:
         self.files = files
@@ -39,7 +49,7 @@ class Adapters:
         self._supervisors: Sequence[Supervisor] = ()
         self._has: dict[int, set[str]] = defaultdict(set)
         self._changing = asyncio.Lock()
-        self._awaited: dict[int, asyncio.Future[Answer]] = {}
+        self._loads: dict[int, deque[_Load]] = defaultdict(deque)
 
     def attach(self, supervisors: Sequence[Supervisor]) -> None:
         """Have these workers load what is served, whenever they start."""
@@ -56,18 +66,23 @@ class Adapters:
 
     def hear(self, index: int, answer: AdapterLoaded | AdapterRefused) -> None:
         """A worker has answered."""
+        loads = self._loads[index]
+        load = loads.popleft() if loads else _Load()  # of a worker that was given up meanwhile
         if isinstance(answer, AdapterLoaded):
             self._has[index].add(answer.adapter.digest)
-        if awaited := self._awaited.pop(index, None):
-            awaited.set_result(answer)
-        elif isinstance(answer, AdapterRefused):
+        if load.answer is not None and not load.answer.done():
+            load.answer.set_result(answer)
+            return
+        if isinstance(answer, AdapterRefused):
             log.error("adapter_missing", worker=index, adapter=answer.name, reason=answer.reason)
+        self._drop_unserved(index)  # what was put may have taken too long, what lacked may be removed
 
     def lost(self, index: int) -> None:
         """A worker died, and answers no more."""
         self._has[index].clear()
-        if awaited := self._awaited.pop(index, None):
-            awaited.set_result(None)
+        for load in self._loads.pop(index, ()):
+            if load.answer is not None and not load.answer.done():
+                load.answer.set_result(None)
 
     def identified(self, request: GenerationRequest) -> GenerationRequest:
         """Return a request with what its names mean now; raises `InvalidRequest` for one that is gone."""
@@ -123,12 +138,15 @@ class Adapters:
         raise WorkerLost("the workers died while they took the adapter", retry_after_s=RETRY_SOON_S)
 
     def _ask(self, index: int, file: AdapterFile) -> "asyncio.Future[Answer]":
-        answer = self._awaited[index] = asyncio.get_running_loop().create_future()
-        self._supervisors[index].send(LoadAdapter(file=file))
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._load(index, file, _Load(answer=answer))
         return answer
 
+    def _load(self, index: int, file: AdapterFile, load: _Load) -> None:
+        self._loads[index].append(load)
+        self._supervisors[index].send(LoadAdapter(file=file))
+
     def _bring_all_up_to_date(self) -> None:
-        self._awaited.clear()
         self._tell_starts()
         for index, each in enumerate(self._supervisors):
             if each.state is State.READY:
@@ -137,12 +155,16 @@ class Adapters:
     def _bring_up_to_date(self, index: int) -> None:
         """Have a worker load what it lacks, and drop what no name means."""
         files = {file.name: file for file in self.files.all()}
-        wanted, has = {each.digest: each.name for each in self.served}, self._has[index]
-        for digest in has - wanted.keys():
+        wanted = {each.digest: each.name for each in self.served}
+        self._drop_unserved(index)
+        for digest in wanted.keys() - self._has[index] - {load.digest for load in self._loads[index]}:
+            self._load(index, files[wanted[digest]], _Load(digest=digest))
+
+    def _drop_unserved(self, index: int) -> None:
+        wanted = {each.digest for each in self.served}
+        for digest in self._has[index] - wanted:
             self._supervisors[index].send(DropAdapter(digest=digest))
-        for digest in wanted.keys() - has:
-            self._supervisors[index].send(LoadAdapter(file=files[wanted[digest]]))
-        has &= wanted.keys()
+        self._has[index] &= wanted
 
     def _tell_starts(self) -> None:
         for each in self._supervisors:

@@ -49,6 +49,11 @@ class Caller:
             raise Forbidden(f'priority is "{asked}"; allowed for this key: {allowed}', field="priority")
         return msgspec.structs.replace(request, key=self.key.name, priority=asked)
 
+    def check_limits(self) -> None:
+        """Raise what `entering` would raise, before anything is done for a request; counts nothing."""
+        if self.key is not None:
+            self.quotas.check(self.key, self.clock())
+
     @contextlib.contextmanager
     def entering(self) -> Iterator[None]:
         """Count one request while it lasts; raises `RateLimited` or `QuotaExceeded`."""

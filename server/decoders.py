@@ -20,6 +20,7 @@ from server.protocol import FRAME_HEADER, ProtocolError, body_length, frame
 DECODER_COMMAND: Final = (sys.executable, "-m", "server.decoder")
 AT_ONCE: Final = 2
 MAX_WAITING: Final = 64
+WAIT_S: Final = 30.0  # for one's turn: a picture made for it holds a decoder for all of its time
 LIMIT_S: Final = 20.0  # 25 megapixels of progressive JPEG take 0.8 s, of WebP with a mask as large 3.2 s
 START_S: Final = 20.0
 READ_BYTES: Final = 1 << 20
@@ -36,9 +37,10 @@ log = structlog.get_logger(__name__)
 class Decoders:
     """Unpacks pictures of at most `max_pixels`, out of requests of at most `max_body_bytes`.
 
-    The time is a class attribute, so that a test can have little of it.
+    The times are class attributes, so that a test can have little of them.
     """
 
+    wait_s = WAIT_S
     limit_s = LIMIT_S
 
     def __init__(
@@ -56,22 +58,40 @@ class Decoders:
 
     async def decode(self, asked: Decode) -> Answer:
         """Return what the picture is made into, or why it is not; raises `Overloaded` or `NotReady`."""
-        if self._waiting >= MAX_WAITING:
-            message = f"{self._waiting} pictures wait to be decoded"
-            raise Overloaded(message, retry_after_s=RETRY_SOON_S)
-        self._waiting += 1
+        await self._turn()
         try:
-            await self._turns.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            decoder = self._idle.pop() if self._idle else _Decoder(self._command)
+            decoder = await self._idle_or_new()
             answer = await decoder.answer(asked, within_s=self.limit_s)
             if decoder.alive:
                 self._idle.append(decoder)
             return answer
         finally:
             self._turns.release()
+
+    async def _turn(self) -> None:
+        """Wait until fewer than `AT_ONCE` are decoded; raises `Overloaded` if that takes too long."""
+        if self._waiting >= MAX_WAITING:
+            message = f"{self._waiting} pictures wait to be decoded"
+            raise Overloaded(message, retry_after_s=RETRY_SOON_S)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self.wait_s):
+                await self._turns.acquire()
+        except TimeoutError:
+            message = f"the pictures of others take longer than {self.wait_s:g} s to decode"
+            raise Overloaded(message, retry_after_s=RETRY_SOON_S) from None
+        finally:
+            self._waiting -= 1
+
+    async def _idle_or_new(self) -> "_Decoder":
+        """Return one that lives: while it had nothing to do the kernel may have killed it for its memory."""
+        while self._idle:
+            decoder = self._idle.pop()
+            if not decoder.died:
+                return decoder
+            log.warning("decoder_lost", reason="it died between two pictures")
+            await decoder.end()
+        return _Decoder(self._command)
 
     async def stop(self) -> None:
         """End the decoders that have nothing to do; those that have end with the requests that wait."""
@@ -92,6 +112,11 @@ class _Decoder:
     @property
     def alive(self) -> bool:
         return self._process is not None
+
+    @property
+    def died(self) -> bool:
+        """Whether its process is gone, though nobody ended it."""
+        return self._process is not None and self._process.returncode is not None
 
     async def answer(self, asked: Decode, *, within_s: float) -> Answer:
         """Ask; a decoder that does not answer this is ended, and so is one whose asker leaves."""

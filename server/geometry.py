@@ -74,8 +74,8 @@ def size_for(own: Size, *, width: int | None, height: int | None) -> Size:
 def covering(own: Size, size: Size) -> tuple[float, float, float, float]:
     """Return the box (left, top, right, bottom) in the middle of a picture that is like `size`."""
     scale = min(own.width / size.width, own.height / size.height)
-    left = (own.width - size.width * scale) / 2
-    top = (own.height - size.height * scale) / 2
+    left = max(0.0, own.width - size.width * scale) / 2  # a side that fits may be less by a rounding error
+    top = max(0.0, own.height - size.height * scale) / 2
     return left, top, own.width - left, own.height - top
 
 

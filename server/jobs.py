@@ -300,15 +300,19 @@ class Jobs:
                 if not self._model_is_known():
                     live.admitted.set()
                     await self._engine.wait_ready()
-                request = await self._sources.request_of(live.job)
-                return await self._engine.submit(request.fitted(self._engine.model), reuse, watch)
+                return await self._ask(live.job, reuse, watch)
             except (Overloaded, NotReady) as refusal:
                 if not live.admitted.is_set():
                     raise
                 live.parked = isinstance(refusal, NotReady)
-                live.tell()
-                await asyncio.sleep(refusal.retry_after_s or self.again_s)
-                live.parked = False
+                pause_s = refusal.retry_after_s or self.again_s
+            live.tell()
+            await asyncio.sleep(pause_s)  # the refusal is gone, which held 12 MB: many jobs wait like this
+            live.parked = False
+
+    async def _ask(self, job: Job, reuse: Reuse, watch: Watch) -> GenerationResult:
+        request = await self._sources.request_of(job)
+        return await self._engine.submit(request.fitted(self._engine.model), reuse, watch)
 
     async def _begin(self, live: _Live) -> None:
         with suppress(StorageUnavailable):  # this is news and no answer: the end will be stored

@@ -55,6 +55,14 @@ class Quotas:
 
     def enter(self, key: Key, now: float) -> None:
         """Count a request in; raises `RateLimited` or `QuotaExceeded`, and then it costs nothing."""
+        self.check(key, now)
+        use = self._use(key, now)
+        if key.requests_per_minute is not None:
+            use.tokens -= 1
+        use.running += 1
+
+    def check(self, key: Key, now: float) -> None:
+        """Raise what `enter` would raise; counts nothing."""
         use = self._use(key, now)
         per_day, most, per_minute = _limits(key)
         if per_day is not None and use.device_s >= per_day:
@@ -68,14 +76,11 @@ class Quotas:
                 f"this key has {use.running} requests under way; allowed: {most} at once",
                 retry_after_s=SOON_S,
             )
-        if per_minute is not None:
-            if use.tokens < 1:
-                wait_s = (1 - use.tokens) * MINUTE_S / per_minute
-                raise RateLimited(
-                    f"this key asks too often; allowed: {per_minute} requests a minute", retry_after_s=wait_s
-                )
-            use.tokens -= 1
-        use.running += 1
+        if per_minute is not None and use.tokens < 1:
+            wait_s = (1 - use.tokens) * MINUTE_S / per_minute
+            raise RateLimited(
+                f"this key asks too often; allowed: {per_minute} requests a minute", retry_after_s=wait_s
+            )
 
     def enter_again(self, name: str, now: float) -> None:
         """Count in a request that an earlier process let in; it is not refused any more."""

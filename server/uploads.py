@@ -56,23 +56,20 @@ class Uploads:
 
     def read(self, owner: str, id: str) -> Upload | None:
         """Return a file; None for one that is somebody else's, never was, or has expired."""
-        if not ID.fullmatch(id):
-            return None
         try:
-            created_s = self._folder_of(owner).written_s(id)
-            expires_s = created_s + self._lifetime_s
-            if expires_s <= self._clock():
-                return None
-            return Upload(id, self._folder_of(owner).read(id), created_s, expires_s)
+            created_s = self._written_s(owner, id)
+            return Upload(id, self._folder_of(owner).read(id), created_s, created_s + self._lifetime_s)
         except FileNotFoundError:
             return None
 
     def drop(self, owner: str, id: str) -> bool:
         """Remove a file; False if there is none."""
-        found = self.read(owner, id) is not None
-        if found:
-            self._folder_of(owner).drop([id])
-        return found
+        try:
+            self._written_s(owner, id)
+        except FileNotFoundError:
+            return False
+        self._folder_of(owner).drop([id])
+        return True
 
     def sweep(self) -> None:
         """Remove what has expired, and the oldest beyond the bound."""
@@ -85,6 +82,15 @@ class Uploads:
                 return
             folder.drop([name])
             excess_bytes -= about.st_size
+
+    def _written_s(self, owner: str, id: str) -> float:
+        """Return when a file was written, in Unix seconds; raises `FileNotFoundError`, also if it expired."""
+        if not ID.fullmatch(id):
+            raise FileNotFoundError(id)
+        written_s = self._folder_of(owner).written_s(id)
+        if written_s + self._lifetime_s <= self._clock():
+            raise FileNotFoundError(id)
+        return written_s
 
     def _folder_of(self, owner: str) -> Folder:
         return Folder(self._path / hashlib.sha256(owner.encode()).hexdigest()[:32])

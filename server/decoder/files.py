@@ -9,7 +9,14 @@ import binascii
 import io
 from typing import Final, Literal
 
-from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from server.decoding import Sent
 
@@ -135,5 +142,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """Say what Pillow says, without the bytes that it may quote."""
+    """Say what Pillow says, without the bytes that it may quote and the address of what it read."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it begins like one and goes on like none"
     return str(error).partition("\n")[0][:80].encode("ascii", "replace").decode() or type(error).__name__

@@ -63,6 +63,17 @@ async def generate(
     return result
 
 
+def check_limits(http: Request) -> None:
+    """Raise `RateLimited` or `QuotaExceeded` for who may not ask now, before its pictures make work."""
+    exchange = exchange_of(http)
+    caller = exchange.caller
+    assert caller is not None, "routes that make pictures are guarded"
+    try:
+        caller.check_limits()
+    finally:
+        exchange.headers |= limit_headers(caller.standings())
+
+
 async def submit_job(jobs: Jobs, http: Request, job: Job, listen: Listener = ignore_all) -> Job:
     """Accept a job in the caller's name; raises what `Jobs.submit` raises, or what a key may not."""
     exchange = exchange_of(http)

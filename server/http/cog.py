@@ -215,7 +215,14 @@ def cog_router(
         job = await jobs.find(JobKey(DIALECT, key_of(http), name))
         if job is not None and not job.state.final:
             return _json(prediction(job, None) | {"input": job.input}, 202)
-        return await answer(http, body, name)
+        return told(http, name) or await answer(http, body, name)
+
+    def told(http: Request, name: str) -> Response | None:
+        """Tell the state of a prediction that runs under this name, if one does."""
+        if (call := running.find(caller_of(http), name)) is None:
+            return None
+        assert isinstance(call.body, PredictionBody), "nothing else runs here"
+        return _json(_state(name, call) | {"input": _sent(call.body)}, 202)
 
     async def answer(http: Request, body: PredictionBody, name: str) -> Response:
         if "text/event-stream" in accepted_types(http.headers.get("accept", "")):
@@ -223,9 +230,8 @@ def cog_router(
         request = to_request(body.input, engine.model, leniency, id=exchange_of(http).request_id)
         if start := start_of(body.input):
             request = await sources.begin(http, request, start)
-        if call := running.find(caller_of(http), name):
-            assert isinstance(call.body, PredictionBody), "nothing else runs here"
-            return _json(_state(name, call) | {"input": _sent(call.body)}, 202)
+            if begun := told(http, name):  # while the picture was decoded
+                return begun
         later = http.headers.get("prefer") == ASYNC
         if later or body.webhook is not None:
             job = await accept(http, body, name, request)

@@ -19,6 +19,7 @@ from server.errors import InvalidRequest
 from server.generation import MIN_STRENGTH, GenerationRequest, Source
 from server.geometry import Borders
 from server.http.body import shown
+from server.http.calls import check_limits, unless_client_leaves
 from server.http.exchange import exchange_of
 from server.http.input_pictures import BASE64_RULE, PICTURE_RULE, InputPicture
 from server.http.own_files import OwnFiles
@@ -76,12 +77,18 @@ class Sources:
     async def begin(self, http: Request, request: GenerationRequest, start: Start) -> GenerationRequest:
         """Return the request with its source, in the size of that; raises `InvalidRequest`.
 
-        Raises `Overloaded` or `NotReady` where it cannot be decoded now. The pictures are let go.
+        Raises `RateLimited` or `QuotaExceeded` for who may not ask now, `Overloaded` or `NotReady` where it
+        cannot be decoded now, and `ClientGone`, when it is decoded no further. The pictures are let go.
         """
+        check_limits(http)
+        return await unless_client_leaves(http, self._begun(http, request, start))
+
+    async def _begun(self, http: Request, request: GenerationRequest, start: Start) -> GenerationRequest:
         names, mask = start.names, None
         image = await self._sent(http, start.image, names.image, bare=start.bare)
         if start.mask is not None:
             mask = await self._sent(http, start.mask, names.mask, bare=start.bare)
+            self._check_together(image, mask, names)
         asked = Decode(
             image=image,
             mask=mask,
@@ -109,6 +116,16 @@ class Sources:
             blend=answer.blend,
         )
         return msgspec.structs.replace(request, width=answer.width, height=answer.height, source=source)
+
+    def _check_together(self, image: Sent, mask: Sent, names: Names) -> None:
+        """Raise `InvalidRequest` for what no body would hold: of two URLs each may be as long as one."""
+        size_bytes = len(image.data) + len(mask.data)
+        if size_bytes > self.urls.limit_bytes:
+            raise InvalidRequest(
+                f"{names.mask} and {names.image} are {size_bytes} bytes together; "
+                f"allowed: at most {self.urls.limit_bytes}",
+                field=names.mask,
+            )
 
     async def _sent(self, http: Request, picture: InputPicture, name: str, *, bare: bool) -> Sent:
         content = picture.content

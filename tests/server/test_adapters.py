@@ -1,8 +1,10 @@
 """Adapters are put and removed while workers come and go: names mean files that every worker has."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -10,9 +12,11 @@ from server.adapter_files import AdapterFiles
 from server.adapters import Adapters
 from server.engine import Engine
 from server.errors import InvalidRequest, NotFound, NotReady, ServerError, WorkerLost
-from server.generation import Adapter
+from server.generation import Adapter, AdapterInfo
+from server.protocol import AdapterLoaded, DropAdapter, LoadAdapter, ToWorker
 from server.reuse import Reuse
-from tests.server.engines import engine_on, request, run, until, worker_pid
+from server.supervisor import State, Supervisor
+from tests.server.engines import engine_on, request, run, start, until, worker_pid
 
 
 class World:
@@ -150,6 +154,64 @@ def test_a_worker_that_was_starting_meanwhile_gets_what_it_lacks(
                 return said.count("loaded style d1") == 2
 
             await until(is_loaded_twice)
+
+    run(story)
+
+
+class SilentWorker:
+    """What a worker is told; its answers are the test's."""
+
+    def __init__(self) -> None:
+        self.state, self.start_message = State.READY, start("fake")
+        self.told: list[str] = []
+
+    def send(self, message: ToWorker) -> None:
+        match message:
+            case LoadAdapter(file=file):
+                self.told.append(f"load {file.name}")
+            case DropAdapter(digest=digest):
+                self.told.append(f"drop {digest}")
+
+
+def loaded(name: str, digest: str) -> AdapterLoaded:
+    return AdapterLoaded(adapter=AdapterInfo(name=name, digest=digest, size_bytes=2))
+
+
+def test_a_worker_that_loads_what_it_lacks_answers_that_first(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "style.safetensors").write_text("d1")
+        adapters, worker = Adapters(AdapterFiles(tmp_path, {})), SilentWorker()
+        adapters.attach([cast(Supervisor, worker)])
+        adapters.ready(0, [loaded("style", "d1").adapter])
+        adapters.lost(0)
+        adapters.ready(0, [])
+        putting = asyncio.create_task(adapters.put("other", adapters.files.begin()))
+        await until(lambda: worker.told == ["load style", "load other"])
+        adapters.hear(0, loaded("style", "d1"))
+        adapters.hear(0, loaded("other", "d2"))
+        assert (await putting).name == "other"
+        assert {each.name: each.digest for each in adapters.served} == {"style": "d1", "other": "d2"}
+        assert worker.told == ["load style", "load other"], "and nothing twice"
+
+    run(story)
+
+
+def test_what_is_loaded_too_late_is_dropped(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "style.safetensors").write_text("d1")
+        adapters, worker = Adapters(AdapterFiles(tmp_path, {})), SilentWorker()
+        adapters.attach([cast(Supervisor, worker)])
+        adapters.ready(0, [loaded("style", "d1").adapter])
+        adapters.lost(0)
+        adapters.ready(0, [])
+        await adapters.remove("style")
+        adapters.hear(0, loaded("style", "d1"))
+        putting = asyncio.create_task(adapters.put("other", adapters.files.begin()))
+        await until(lambda: worker.told[-1] == "load other")
+        putting.cancel()
+        await asyncio.wait([putting])
+        adapters.hear(0, loaded("other", "d2"))
+        assert worker.told == ["load style", "drop d1", "load other", "drop d2"]
 
     run(story)
 

@@ -1,6 +1,8 @@
 """Decoder processes: they are replaced when a picture kills them or takes too long, and hurt nobody else."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -95,6 +97,20 @@ def test_a_decoder_that_dies_or_talks_nonsense_is_replaced(script: str) -> None:
     run(story)
 
 
+def test_a_decoder_that_died_between_two_pictures_is_not_asked() -> None:
+    async def story() -> None:
+        decoders, before = real(), children()
+        for width in (256, 272):
+            assert isinstance(await decoders.decode(question(file_of(gradient(width)))), Decoded)
+            (pid,) = set(children()) - set(before)
+            os.kill(pid, signal.SIGKILL)
+            while not decoders._idle[0].died:
+                await asyncio.sleep(0.01)
+        await decoders.stop()
+
+    run(story)
+
+
 def test_a_picture_that_takes_too_long_is_refused_and_its_decoder_ended() -> None:
     async def story() -> None:
         decoders, before = scripted("time.sleep(60)"), children()
@@ -130,13 +146,19 @@ def test_a_decoder_that_cannot_start_is_no_fault_of_a_picture() -> None:
     run(story)
 
 
-def test_few_are_decoded_at_once_and_not_too_many_wait() -> None:
+def test_few_are_decoded_at_once_and_not_too_many_wait_or_for_too_long() -> None:
     async def story() -> None:
         decoders, before = scripted("time.sleep(60)"), children()
         asking = [asyncio.create_task(decoders.decode(question(b"a"))) for _ in range(MAX_WAITING + AT_ONCE)]
         while len(children()) < len(before) + AT_ONCE:
             await asyncio.sleep(0.01)
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match=f"{MAX_WAITING} pictures wait"):
+            await decoders.decode(question(b"a"))
+        for each in asking[AT_ONCE:]:
+            each.cancel()
+        await asyncio.wait(asking[AT_ONCE:])
+        decoders.wait_s = 0.05
+        with pytest.raises(Overloaded, match=r"longer than 0\.05 s"):
             await decoders.decode(question(b"a"))
         for each in asking:
             each.cancel()

@@ -1,7 +1,7 @@
 """Sizes that can be made, and where a picture lies in a larger one."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.generation import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
@@ -49,6 +49,15 @@ def test_what_covers_is_cut_in_the_middle_and_what_is_contained_lies_there() -> 
     assert covering(Size(200, 400), Size(512, 256)) == (0, 150, 200, 250)
     canvas = contained(Size(400, 200), Size(512, 512))
     assert (canvas.inner, canvas.left, canvas.top) == ((512, 256), 0, 128)
+
+
+@given(SIDES, SIDES, st.integers(16, 96), st.integers(16, 96))
+@example(2499, 4000, 74, 16)  # 1184 * (2499 / 1184) is more than 2499
+def test_what_covers_is_within_its_picture(width: int, height: int, across: int, down: int) -> None:
+    made = Size(across * SIDE_MULTIPLE, down * SIDE_MULTIPLE)
+    left, top, right, bottom = covering(Size(width, height), made)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
 
 
 @given(SIDES, SIDES, BORDERS)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import sys
 import threading
 import time
 import zlib
@@ -18,7 +19,7 @@ from server.addresses import Addresses
 from server.engine import Engine
 from server.errors import NotFound, Overloaded, RateLimited
 from server.expiry import Expiry
-from server.generation import Image, Source, Timings
+from server.generation import GenerationRequest, Image, Source, Timings
 from server.job import Job, JobKey, JobState, StoredImage, new_job_id
 from server.job_store import JobStore
 from server.jobs import Jobs
@@ -258,6 +259,34 @@ def test_what_waiting_jobs_start_from_is_bounded(tmp_path: Path) -> None:
             await jobs.cancel(first.key)
             last = await jobs.submit(job(source=source))
             assert (await jobs.wait(last.key, 20)).state is JobState.SUCCEEDED
+
+    run(story)
+
+
+def test_a_job_that_waits_for_room_leaves_its_source_on_the_disk(tmp_path: Path) -> None:
+    read: list[bytes] = []
+
+    async def story() -> None:
+        loaded = tmp_path / "loaded"
+        async with (
+            engine_on(f"after {loaded}", ready=False, max_backlog_s=0.02) as engine,
+            jobs_on(engine, tmp_path) as jobs,
+        ):
+            request_of = jobs._sources.request_of
+
+            async def noted(job: Job) -> GenerationRequest:
+                request = await request_of(job)
+                if request.source is not None:
+                    read.append(request.source.pixels)
+                return request
+
+            await jobs.submit(job("sleep 30"))
+            await jobs.submit(job(source=Source(pixels=os.urandom(256 * 256 * 3), strength=0.5)))
+            jobs._sources.request_of = noted  # type: ignore[method-assign]
+            loaded.touch()
+            async with asyncio.timeout(10):
+                while not read or sys.getrefcount(read[-1]) > 2:  # of the list and of the call
+                    await asyncio.sleep(0.01)
 
     run(story)
 

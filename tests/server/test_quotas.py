@@ -52,6 +52,19 @@ def test_a_minutes_requests_may_come_at_once_and_then_steadily() -> None:
     assert sum(later) == 30, "one every two seconds of the next minute"
 
 
+def test_a_check_refuses_what_would_not_be_let_in_and_counts_nothing() -> None:
+    quotas, limited = Quotas(), key(requests_per_minute=2, concurrent_requests=1)
+    for _ in range(5):
+        quotas.check(limited, NOON)
+    quotas.enter(limited, NOON)
+    with pytest.raises(RateLimited, match="1 at once"):
+        quotas.check(limited, NOON)
+    quotas.leave("alice")
+    assert entered(quotas, limited, NOON)
+    with pytest.raises(RateLimited, match="2 requests a minute"):
+        quotas.check(limited, NOON)
+
+
 @pytest.mark.parametrize("per_minute", [1, 7, 60, 600])
 def test_who_comes_back_when_told_is_let_in(per_minute: int) -> None:
     quotas, limited, now = Quotas(), key(requests_per_minute=per_minute), NOON

@@ -30,6 +30,7 @@ def test_a_file_expires(tmp_path: Path) -> None:
     for now_s, there in ((kept.expires_s - 1, True), (kept.expires_s, False)):
         later = uploads(tmp_path, now_s=now_s)
         assert (later.read("", kept.id) is not None) == there
+        assert there or not later.drop("", kept.id)
         later.sweep()
         assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == there
 

@@ -142,6 +142,7 @@ def test_what_is_no_picture_is_refused_and_named(name: str) -> None:
         read(data)
     assert caught.value.found.startswith(found)
     assert len(caught.value.found) < 150
+    assert " object at 0x" not in caught.value.found
     assert caught.value.allowed
 
 

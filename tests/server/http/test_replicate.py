@@ -1,6 +1,7 @@
 """Replicate's dialect at the edge: what real clients do not send, and what a real engine does not do."""
 
 import base64
+import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -228,6 +229,7 @@ def test_a_file_is_uploaded_and_named_as_input(client: httpx.Client, engine: Fak
     file = answer.json()
     assert answer.status_code == 201
     assert (file["content_type"], file["size"]) == ("image/png", len(file_of(gradient())))
+    assert file["checksums"]["sha256"] == file["etag"] == hashlib.sha256(file_of(gradient())).hexdigest()
     assert file["urls"]["get"] == f"{str(client.base_url).rstrip('/')}{prefix}/files/{file['id']}"
     assert client.get(file["urls"]["get"]).json() == file
     made = create(client, input={"image": file["urls"]["get"]}).json()

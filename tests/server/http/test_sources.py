@@ -1,15 +1,31 @@
 """Pictures as input of the native API: what a client sends is what the engine starts from, or is refused."""
 
+import asyncio
 import base64
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import Request
 from PIL import Image
 
+from server.app import Edge
+from server.caller import Caller
+from server.decoders import Decoders
+from server.decoding import Answer, Decode
 from server.generation import MAX_SIDE, Source
+from server.http.auth import Door
+from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
+from server.http.input_pictures import InputPicture
+from server.http.own_files import OwnFiles
+from server.http.sources import Sources, Start
+from server.image_urls import ImageUrls
+from server.keys import KeysFile, create
+from server.quotas import Quotas
 from tests.server.decoder.pictures import bomb, file_of, gradient
+from tests.server.engines import request, run
 from tests.server.http.fake_engine import FakeEngine, serving
 
 SIZE = (320, 256)
@@ -229,6 +245,60 @@ def test_urls_are_fetched_where_the_server_allows_it() -> None:
         assert source(engine).mask is not None
         answer = httpx.post(f"{url}/v1/generate", json=body | {"image": f"{other}/livez"})
         assert 'answers with "text/plain' in answer.json()["error"]["message"]
+
+
+def test_pictures_by_url_are_together_no_longer_than_a_body() -> None:
+    noise = Image.effect_noise((900, 700), 100)
+    with serving(FakeEngine(), max_body_mb=1) as url, httpx.Client(base_url=url) as small:
+        urls = [
+            small.post("/v1/files", files={"content": ("a.png", file_of(noise))}).json()["urls"]["get"]
+            for _ in range(2)
+        ]
+        body = {"prompt": "a", "image": urls[0], "mask_image": urls[1]}
+        error = small.post("/v1/generate", json=body).json()["error"]
+    assert error["param"] == "mask_image"
+    assert error["message"].startswith("mask_image and image are ")
+    assert error["message"].endswith(" bytes together; allowed: at most 1048576")
+
+
+def test_for_a_key_over_its_limits_nothing_is_decoded(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    headers = {"Authorization": f"Bearer {create(file, 'often', requests_per_minute=1)}"}
+    nothing = {"prompt": "a", "image": "data:;base64,"}
+    with serving(FakeEngine(), Edge(door=Door(KeysFile.read(file)))) as url:
+        assert httpx.post(f"{url}/v1/generate", json={"prompt": "a"}, headers=headers).status_code == 200
+        refused = httpx.post(f"{url}/v1/generate", json=nothing, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limited")
+    assert refused.headers["ratelimit"].startswith('"requests";r=0')
+
+
+def test_who_leaves_while_a_picture_is_decoded_waits_for_it_no_longer() -> None:
+    async def story() -> None:
+        asked, ended = asyncio.Event(), asyncio.Event()
+
+        class Slow:
+            async def decode(self, question: Decode) -> Answer:
+                asked.set()
+                try:
+                    return await asyncio.Future()
+                finally:
+                    ended.set()
+
+        async def leave() -> dict[str, str]:
+            await asked.wait()
+            return {"type": "http.disconnect"}
+
+        scope = {
+            "type": "http",
+            SCOPE_KEY: Exchange("a", max_body_bytes=1 << 20, caller=Caller(None, Quotas())),
+        }
+        urls = ImageUrls(None, limit_bytes=1 << 20)
+        sources = Sources(cast(Decoders, Slow()), urls, cast(OwnFiles, None))
+        with pytest.raises(ClientGone):
+            await sources.begin(Request(scope, leave), request(), Start(image=InputPicture(PICTURE)))
+        assert ended.is_set()
+
+    run(story)
 
 
 def test_an_empty_upload_is_empty(client: httpx.Client) -> None:
