@@ -27,7 +27,7 @@ MAX_RANK = 512  # 128 of each of q, k, v and MLP, where they were trained apart 
 METADATA = "lora_adapter_metadata"  # what diffusers writes of PEFT's configuration into a header
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
     """The changes of an adapter by the layer of the transformer, on its device and in its dtype.
 

@@ -1,5 +1,6 @@
 """Adapters: in float32 they are those of diffusers and PEFT, in every key style, alone and in company."""
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -340,9 +341,19 @@ def test_an_adapter_of_the_text_projection_does_not_change_what_others_are_told(
     assert again is changed
     assert same is plain
     assert away(changed.txt, plain.txt) > 1e-2 < away(halved.txt, changed.txt)
-    pipeline.forget(projecting)
-    assert pipeline.conditioning.size_bytes == plain.size_bytes
-    assert pipeline.encode([Prompt("a cat", 64)])[0] is plain
+
+
+def test_what_is_kept_of_a_prompt_does_not_keep_its_adapter(oracle: Oracle, tmp_path: Path) -> None:
+    pipeline = load(oracle()[1])
+    path = files.write(tmp_path / "file", files.peft(files.split(pipeline.transformer)))
+    adapter = read(path, pipeline)
+    gone = weakref.ref(adapter)
+    (first,) = pipeline.encode([Prompt("a cat", 64, (Scaled(adapter, 1.0),))])
+    ours(pipeline, [Scaled(adapter, 1.0)])
+    del adapter
+    assert gone() is None
+    (second,) = pipeline.encode([Prompt("a cat", 64, (Scaled(read(path, pipeline), 1.0),))])
+    assert second is first, "the same file is the same adapter"
 
 
 def test_only_steps_without_adapters_are_recorded(oracle: Oracle, tmp_path: Path) -> None:
