@@ -15,10 +15,9 @@ from torch import Tensor
 from kernels import reference
 from kernels.float8 import FLOAT8, Quantized, multiplies_float8
 from kernels.rows import Owners, Sequences, Span, spans
-from kernels.updates import LowRank, Update, Updates
+from kernels.updates import KERNEL_RANKS, LowRank, Update, Updates
 
 TXT_ROWS = 256
-ADAPTER_RANK = 16
 Operation = Callable[..., Any]  # one implementation: its arguments are those of the case
 
 
@@ -100,7 +99,8 @@ def cases(
     yield from _projected(world)
     yield from _products(world)
     yield _added(world)
-    yield _updated(world)
+    for rank in KERNEL_RANKS:
+        yield _updated(world, rank)
     yield from _ends(world)
     yield from _group_norms(world)
 
@@ -300,16 +300,19 @@ def _added(world: _World) -> Case:
     )
 
 
-def _updated(world: _World) -> Case:
-    """Of q, k and v of every picture, each by an adapter of its own."""
+def _updated(world: _World, rank: int) -> Case:
+    """Of q, k and v of every picture by an adapter of its own, and of some of them by another one."""
     rows, width = world.rows, world.dimensions.width
     x, projected = world.random(rows, width), world.random(rows, 3 * width)
+
+    def change(outputs: Span, scale: float) -> LowRank:
+        down, up = world.random(rank, width), world.random(outputs.rows, rank)
+        return LowRank(width**-0.5 * down, rank**-0.5 * up, outputs, scale)
+
     each = []
     for spans_of_one in world.sequences.spans:
-        down = width**-0.5 * world.random(ADAPTER_RANK, width)
-        up = ADAPTER_RANK**-0.5 * world.random(3 * width, ADAPTER_RANK)
-        change = LowRank(down, up, Span(0, 3 * width), scale=0.5)
-        each += [Update(span, change) for span in spans_of_one]
+        changes = change(Span(0, 3 * width), 0.5), change(Span(width + 8, width), -1.0)
+        each += [Update(span, own) for span in spans_of_one for own in changes]
     updates = Updates.build(each, world.device)
 
     def added(op: Operation) -> Tensor:
@@ -322,9 +325,9 @@ def _updated(world: _World) -> Case:
         "low_rank_add",
         added,
         timed=lambda op: op(x, updates, spare),
-        shape=f"{world.shape}, rank {ADAPTER_RANK}",
+        shape=f"{world.shape}, rank {rank}",
         bytes_moved=x.nbytes + 2 * projected.nbytes,
-        flops=2 * rows * ADAPTER_RANK * 4 * width,
+        flops=2 * rows * rank * (2 + 3 + 1) * width,
     )
 
 

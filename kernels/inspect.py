@@ -142,7 +142,7 @@ def _calls(dtype: torch.dtype, *, has_one_loop: bool) -> Iterator[tuple[str, Cal
         f"linear_residual {name}",
         lambda: matmul.linear_residual(x, vectors, owners.by_row, x, weight[:width], bias[:width], (rows,)),
     )
-    for rank in (16, MAX_KERNEL_RANK):
+    for rank in (32, MAX_KERNEL_RANK):  # the most of each number of warps
         yield f"low_rank_add {rank} {name}", partial(_update, x, wide, rank)
     for heads, head_dim in ((24, 128), (6, 64), (6, 32)):
         yield (

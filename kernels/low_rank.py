@@ -9,6 +9,8 @@ Floor: to read and write [4352, 9216] in bfloat16 is 160 MB: 37 us at 4.3 TB/s, 
 6 us; the two products of rank 16 are 1.7 GFLOP.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,6 @@ from kernels.arguments import check_columns, check_rows, describe
 from kernels.devices import target
 from kernels.updates import MAX_KERNEL_RANK, UPDATE_ROWS, LowRank, Updates
 
-COLUMNS = 64
 PROGRAMS = 2  # for each multiprocessor, where there are columns enough
 
 
@@ -29,11 +30,11 @@ def low_rank_add(x: Tensor, updates: Updates, out: Tensor) -> None:
     check_columns("out", out, out.shape[1], like=x, rows=len(x))
     for _, change in updates.each:
         _check_change(change, x, out)
-    device, column_tiles = target(x.device), triton.cdiv(out.shape[1], COLUMNS)
+    device = target(x.device)
     for rank, tiles in updates.tiles:
+        tile = tile_for(rank, x.dtype)
         wanted = triton.cdiv(PROGRAMS * device.multiprocessors, len(tiles))
-        per_program = triton.cdiv(column_tiles, wanted) * COLUMNS
-        is_light = rank <= 32 and x.dtype != torch.float32
+        per_program = triton.cdiv(triton.cdiv(out.shape[1], tile.columns), wanted) * tile.columns
         _low_rank_add[(len(tiles), triton.cdiv(out.shape[1], per_program))](
             x,
             out,
@@ -47,12 +48,30 @@ def low_rank_add(x: Tensor, updates: Updates, out: Tensor) -> None:
             tiles.stride(0),
             updates.entries.stride(0),
             ROWS=UPDATE_ROWS,
-            DEPTH=64 if is_light else 32,
+            DEPTH=tile.depth,
             RANK=rank,
-            COLUMNS=COLUMNS,
-            num_warps=4 if is_light else 8,
+            COLUMNS=tile.columns,
+            num_warps=tile.warps,
             num_stages=2,
         )
+
+
+class Tile(NamedTuple):
+    """The depth of a stage, the columns that are added to at once, and warps."""
+
+    depth: int
+    columns: int
+    warps: int
+
+
+def tile_for(rank: int, dtype: torch.dtype) -> Tile:
+    """Return the tile that fits registers and shared memory: `python -m kernels.inspect` shows it.
+
+    Products of float32 are three of halves, which want registers for all of them.
+    """
+    if dtype == torch.float32:
+        return Tile(16, 16, 8)
+    return Tile(32, 64, 4 if rank <= 32 else 8)
 
 
 def _check_change(change: LowRank, x: Tensor, out: Tensor) -> None:
@@ -115,15 +134,17 @@ def _low_rank_add(
                 )
                 inner = tl.dot(left, tl.trans(right), inner, input_precision="tf32x3")
             inner = inner.to(x.dtype.element_ty)
-            for first_column in range(low, high, COLUMNS):
+            # Whole tiles: so in every change it is the same thread that reads and writes an element.
+            for first_column in range(low // COLUMNS * COLUMNS, high, COLUMNS):
                 column = first_column + tl.arange(0, COLUMNS)
+                changed = (column >= low) & (column < high)
                 weights = tl.load(
                     up + (column - first_output)[:, None] * rank + of_rank[None, :],
-                    mask=(column < high)[:, None] & (of_rank < rank)[None, :],
+                    mask=changed[:, None] & (of_rank < rank)[None, :],
                     other=0.0,
                 )
                 sums = tl.dot(inner, tl.trans(weights), input_precision="tf32x3")
                 place = out + row * out_stride + column[None, :]
-                inside = row_inside & (column < high)[None, :]
+                inside = row_inside & changed[None, :]
                 before = tl.load(place, mask=inside, other=0.0).to(tl.float32)
                 tl.store(place, (before + scale * sums).to(out.dtype.element_ty), mask=inside)

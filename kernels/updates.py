@@ -17,10 +17,12 @@ from kernels.rows import Span
 UPDATE_ROWS = 64
 """Rows that one program of the kernel takes; they never belong to two spans."""
 
-MAX_KERNEL_RANK = 128
+KERNEL_RANKS = (16, 32, 64, 128)
+"""What the kernel pads to, and is compiled for: from the 16 that a tensor core takes on each side."""
+
+MAX_KERNEL_RANK = KERNEL_RANKS[-1]
 """What the kernel holds of an inner product in registers; a wider change is cut into several."""
 
-SMALLEST_PRODUCT = 16  # what a tensor core takes on each side
 _ENTRY, _TILE = 6, 4  # numbers in a line of each table
 
 Layer = TypeVar("Layer")
@@ -133,7 +135,8 @@ class _Plan:
 
 
 def _padded(rank: int) -> int:
-    return max(SMALLEST_PRODUCT, 1 << (rank - 1).bit_length())
+    """Return the rank of the kernel for a change; one that it refuses has no rank of its own."""
+    return next((each for each in KERNEL_RANKS if rank <= each), MAX_KERNEL_RANK)
 
 
 def _entry(change: LowRank) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.lora import Adapter, Scaled
+from model.lora import Scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,21 @@ class Conditioning:
         return self.txt.nbytes + self.pooled.nbytes
 
 
+Key = tuple[str, int, tuple[tuple[str, float], ...]]  # text, length, and of each adapter digest and scale
+
+
 class ConditioningCache:
-    """Counts its hits and misses. Not thread-safe: it belongs to the step loop."""
+    """Counts its hits and misses. Not thread-safe: it belongs to the step loop.
+
+    It knows adapters by their digests, so that none stays on the device for what was made with it.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
         self.hits = 0
         self.misses = 0
-        self._kept: OrderedDict[Prompt, Conditioning] = OrderedDict()
+        self._kept: OrderedDict[Key, Conditioning] = OrderedDict()
 
     def clear(self) -> None:
         """Forget everything, the counts too."""
@@ -56,30 +62,33 @@ class ConditioningCache:
         self._kept.clear()
         self.size_bytes = 0
 
-    def forget(self, adapter: Adapter) -> None:
-        """Drop what was made with an adapter, and with it the adapter."""
-        for prompt in [
-            prompt for prompt in self._kept if any(each.adapter is adapter for each in prompt.adapters)
-        ]:
-            self.size_bytes -= self._kept.pop(prompt).size_bytes
-
     def get(self, prompt: Prompt) -> Conditioning | None:
         """Return what was put for `prompt` and make it the last to leave."""
-        conditioning = self._kept.get(prompt)
+        key = _key(prompt)
+        conditioning = self._kept.get(key)
         if conditioning is None:
             self.misses += 1
             return None
         self.hits += 1
-        self._kept.move_to_end(prompt)
+        self._kept.move_to_end(key)
         return conditioning
 
     def put(self, prompt: Prompt, conditioning: Conditioning) -> None:
         """Keep `conditioning`, dropping the oldest ones beyond the bound; too large a one is not kept."""
         if conditioning.size_bytes > self.limit_bytes:
             return
-        replaced = self._kept.pop(prompt, None)
+        key = _key(prompt)
+        replaced = self._kept.pop(key, None)
         self.size_bytes += conditioning.size_bytes - (replaced.size_bytes if replaced else 0)
-        self._kept[prompt] = conditioning
+        self._kept[key] = conditioning
         while self.size_bytes > self.limit_bytes:
             _, dropped = self._kept.popitem(last=False)
             self.size_bytes -= dropped.size_bytes
+
+
+def _key(prompt: Prompt) -> Key:
+    return (
+        prompt.text,
+        prompt.max_sequence_length,
+        tuple((each.adapter.digest, each.scale) for each in prompt.adapters),
+    )

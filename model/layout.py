@@ -59,7 +59,7 @@ class Stream:
 StreamName = Literal["txt", "img", "joint"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Layout:
     """The rows of one step.
 

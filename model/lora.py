@@ -24,10 +24,11 @@ from model.transformer import Transformer
 from model.verify import file_sum
 
 MAX_RANK = 512  # 128 of each of q, k, v and MLP, where they were trained apart and stored as one
+MAX_FACTOR = 1e6  # beyond it an alpha is damaged, and a picture would not be finite
 METADATA = "lora_adapter_metadata"  # what diffusers writes of PEFT's configuration into a header
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
     """The changes of an adapter by the layer of the transformer, on its device and in its dtype.
 
@@ -147,6 +148,11 @@ class _AdapterFile:
             up = torch.cat(up.chunk(2)[::-1])
         alpha = None if pair.alpha is None else float(_values(self.file.path, reader, pair.alpha))
         scale = self.scaling.factor(pair.module, pair.rank, alpha)
+        if not abs(scale) <= MAX_FACTOR:  # not a number is not either
+            raise CheckpointError(
+                f"{self.file.path}: the alpha of {pair.module!r} multiplies its change by {scale:g}; "
+                f"allowed: at most {MAX_FACTOR:g}"
+            )
         for first in range(0, pair.rank, MAX_KERNEL_RANK):
             ranks = slice(first, first + MAX_KERNEL_RANK)
             yield LowRank(down[ranks].contiguous(), up[:, ranks].contiguous(), pair.place.outputs, scale)
@@ -244,7 +250,7 @@ class _Scaling:
             pattern = {name: float(alpha) for name, alpha in (entries.get("alpha_pattern") or {}).items()}
             alpha = entries.get("lora_alpha")
             return cls(None if alpha is None else float(alpha), pattern, bool(entries.get("use_rslora")))
-        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{file.path}: {METADATA} in its header is not what PEFT writes") from None

@@ -24,7 +24,7 @@ from model.graphs import CudaRecorder, Step, StepGraphs
 from model.info import PipelineInfo
 from model.layout import Numerics
 from model.lending import Memory
-from model.lora import Adapter, Scaled, merged
+from model.lora import Scaled, merged
 from model.progress import Progress, counted
 from model.quantization import QuantizeName, choose_quantization
 from model.recent_layouts import RecentLayouts
@@ -279,11 +279,6 @@ class Pipeline:
         Raises `ArithmeticError` for a sample with NaN or infinity, or a picture: it would come out black.
         """
         return [self._decode(sample) for sample in samples]
-
-    def forget(self, adapter: Adapter) -> None:
-        """Drop what is kept of an adapter; as `free`, this runs alone. Samples that have it keep it."""
-        self.conditioning.forget(adapter)
-        self._layouts.clear()
 
     @contextmanager
     def stream(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -12,21 +13,20 @@ from model.sampling import PIXELS_PER_PATCH, Pass, Sample
 from model.transformer import Transformer
 
 KEPT = 64
-KEPT_ADAPTED = 4  # these hold adapters, whose memory should be free when they go
 
 Adapters = tuple[tuple[Scaled, ...], ...]
 
 
 class RecentLayouts:
-    """Lays out steps of a transformer."""
+    """Lays out steps of a transformer. Those with adapters live as long as the samples of their last step."""
 
     def __init__(self, transformer: Transformer, *, numerics: Numerics, device: torch.device) -> None:
         self._transformer = transformer
         self._numerics = numerics
         self._device = device
         self._plain = lru_cache(maxsize=KEPT)(self._build)
-        self._adapted = lru_cache(maxsize=KEPT_ADAPTED)(self._build_adapted)
         self._owners = lru_cache(maxsize=KEPT)(self._build_owners)
+        self._adapted: WeakValueDictionary[tuple[tuple[Shape, ...], Adapters], Layout] = WeakValueDictionary()
 
     def of(self, passes: Sequence[tuple[Sample, Pass]]) -> Layout:
         """Return the layout of a step of these passes, with what their adapters add to its products."""
@@ -35,7 +35,13 @@ class RecentLayouts:
             for sample, each in passes
         )
         adapters = tuple(sample.adapters for sample, _ in passes)
-        return self._adapted(shapes, adapters) if any(adapters) else self._plain(shapes)
+        if not any(adapters):
+            return self._plain(shapes)
+        if (layout := self._adapted.get((shapes, adapters))) is None:
+            layout = self._adapted[shapes, adapters] = self._build_adapted(shapes, adapters)
+        for sample, _ in passes:
+            sample.layout = layout
+        return layout
 
     def owners(self, samples: Sequence[Sample]) -> Owners:
         """Return whose the rows of all latents are."""
@@ -44,7 +50,7 @@ class RecentLayouts:
     def clear(self) -> None:
         """Forget all of them."""
         self._plain.cache_clear()
-        self._adapted.cache_clear()
+        self._adapted.clear()
         self._owners.cache_clear()
 
     def _build(self, shapes: tuple[Shape, ...]) -> Layout:

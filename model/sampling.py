@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.config import ScheduleConfig
+from model.layout import Layout
 from model.lora import Scaled
 
 LATENT_CHANNELS = 16
@@ -50,8 +51,8 @@ class Sample:
 
     At the start they are noise, or those of a source with noise added: then `sigmas` begin in the middle of
     the schedule. With classifier-free guidance `passes` has two entries, the prompt and the negative prompt.
-    `before` is what `latents` were before the last step. `adapters` hold for all its
-    passes.
+    `before` is what `latents` were before the last step. `adapters` hold for all its passes; `layout` is
+    that of the last step with adapters.
     """
 
     width: int
@@ -64,6 +65,7 @@ class Sample:
     step: int = 0
     before: Tensor | None = None
     adapters: tuple[Scaled, ...] = ()
+    layout: Layout | None = None
 
     @property
     def finished(self) -> bool:

@@ -4,11 +4,11 @@ They are loaded by the thread that reads messages, beside the steps: what is sub
 Over the bound a new one is refused and none is dropped for it, so that what is served stays served.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 import structlog
 import torch
@@ -39,21 +39,22 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Adapters:
-    """At most `MAX_LOADED` adapters of together at most `limit_bytes`."""
+    """At most `MAX_LOADED` adapters, with those that pictures in hand still use of at most `limit_bytes`."""
 
     load: Load
     limit_bytes: int
     _loaded: dict[str, Adapter] = field(default_factory=dict)
-    _dropped: deque[Adapter] = field(default_factory=deque)
+    _there: WeakSet[Adapter] = field(default_factory=WeakSet)
 
     def add(self, file: AdapterFile) -> AdapterInfo:
         """Load a file; raises `CheckpointError`."""
         path = Path(file.path)
         if len(self._loaded) >= MAX_LOADED:
             raise CheckpointError(f"{path}: {MAX_LOADED} adapters are loaded, which is the limit")
-        taken = sum(adapter.size_bytes for adapter in self._loaded.values())
+        taken = sum(adapter.size_bytes for adapter in self._there)
         adapter = self.load(path, self.limit_bytes - taken)
         self._loaded[adapter.digest] = adapter
+        self._there.add(adapter)
         log.info("adapter_loaded", adapter=file.name, mib=adapter.size_bytes >> 20)
         return AdapterInfo(name=file.name, digest=adapter.digest, size_bytes=adapter.size_bytes)
 
@@ -62,8 +63,8 @@ class Adapters:
         match message:
             case LoadAdapter(file=file):
                 return self._try_to_add(file)
-            case DropAdapter(digest=digest) if digest in self._loaded:
-                self._dropped.append(self._loaded.pop(digest))
+            case DropAdapter(digest=digest):
+                self._loaded.pop(digest, None)
             case Submit(image=image) if missing := self._missing(image.adapters):
                 reason = f"the adapter {missing.name!r} was removed or replaced meanwhile"
                 return Failed(id=image.id, code=GenerationFailed.code, message=reason)
@@ -72,11 +73,6 @@ class Adapters:
     def find(self, asked: Sequence[Asked]) -> tuple[Scaled, ...]:
         """Return what a picture asks for; `answer` has looked whether it is there."""
         return tuple(Scaled(self._loaded[each.digest], each.scale) for each in asked)
-
-    def take_dropped(self) -> Iterator[Adapter]:
-        """Yield each adapter once that was dropped, for whoever keeps something of it."""
-        while self._dropped:
-            yield self._dropped.popleft()
 
     def _try_to_add(self, file: AdapterFile) -> AdapterLoaded | AdapterRefused:
         try:

@@ -82,7 +82,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._batcher = Batcher(self.costs)
-        self._stages = Stages(self.pipeline, self.costs, self.adapters)
+        self._stages = Stages(self.pipeline, self.costs)
         self._encoders = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder")
 
     def run(self) -> None:
@@ -150,17 +150,23 @@ class Loop:
         """Run the steps of a lane one after another; sleep only while it has none."""
         try:
             with self.pipeline.stream():
-                while (running := self._begin(lane)) is not None:
-                    if isinstance(running, Moment):
-                        self._preview(running)
-                        continue
-                    if running.step.kind is not StepKind.DROP:
-                        self._run(running)
-                    self._end(running)
+                while self._advance(lane):
+                    pass
         finally:  # without one lane the others make no picture either
             with self._monitor:
                 self._stopping = True
                 self._monitor.notify_all()
+
+    def _advance(self, lane: Lane) -> bool:
+        """Run the next step or preview of a lane, of which nothing is held after it; False means stop."""
+        running = self._begin(lane)
+        if isinstance(running, Moment):
+            self._preview(running)
+        elif running is not None:
+            if running.step.kind is not StepKind.DROP:
+                self._run(running)
+            self._end(running)
+        return running is not None
 
     def _begin(self, lane: Lane) -> "_Running | Moment | None":
         """Wait for the next step or preview of a lane; None means stop."""

@@ -20,7 +20,6 @@ from server.batcher import Entry
 from server.costs import Costs, StepKind
 from server.errors import GenerationFailed, OutOfMemory
 from server.generation import ImageRequest, Timings
-from server.worker.adapters import Adapters
 from server.worker.source import source_of
 
 log = structlog.get_logger(__name__)
@@ -82,7 +81,6 @@ class Stages:
 
     pipeline: Pipeline
     costs: Costs
-    adapters: Adapters
     _turns: "_Turns" = field(default_factory=lambda: _Turns())
 
     def run(self, kind: StepKind, works: Sequence[Work]) -> bool:
@@ -149,8 +147,6 @@ class Stages:
         self.pipeline.synchronize()
 
     def _start_samples(self, works: Sequence[Work]) -> None:
-        for adapter in self.adapters.take_dropped():  # here, since encoding is what keeps something of them
-            self.pipeline.forget(adapter)
         prompts = [prompt for work in works for prompt in self._prompts(work)]
         conditionings = dict(zip(prompts, self.pipeline.encode(prompts), strict=True))
         for work in works:

@@ -10,7 +10,6 @@ import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from PIL import Image
 
-from kernels.dispatch import KernelsName
 from model.conditioning import Prompt
 from model.layout import Numerics
 from model.pipeline import Pipeline, Pixels
@@ -46,10 +45,10 @@ class Run:
         return Source(pixels, self.strength, mask)
 
 
-def load(folder: Path, numerics: Numerics = Numerics.EXACT, kernels: KernelsName = "auto") -> Pipeline:
-    return Pipeline.load(
-        folder, device=torch.device("cpu"), dtype=torch.float32, numerics=numerics, kernels=kernels
-    )
+def load(folder: Path, **options: Any) -> Pipeline:
+    """Load it in float32 and exact numerics on a CPU, where `options` of `Pipeline.load` say nothing else."""
+    usual = {"device": torch.device("cpu"), "dtype": torch.float32, "numerics": Numerics.EXACT}
+    return Pipeline.load(folder, **usual | options)
 
 
 def begin(pipeline: Pipeline, run: Run) -> Sample:

@@ -116,6 +116,10 @@ def test_matrices_may_be_stored_as_convolutions_and_in_any_floating_point(
             {**img_in(), "diffusion_model.img_in.alpha": torch.tensor(torch.inf)},
             "alpha' holds values that are not",
         ),
+        (
+            {**img_in(), "diffusion_model.img_in.alpha": torch.tensor(3e38)},
+            "the alpha of 'img_in' multiplies its change by 1.5e",
+        ),
     ],
 )
 def test_what_is_no_adapter_is_refused(
@@ -133,6 +137,12 @@ def test_what_is_no_adapter_is_refused(
         ("[1]", "is not what PEFT writes"),
         ('{"lora_alpha": "many"}', "is not what PEFT writes"),
         ('{"alpha_pattern": 3}', "is not what PEFT writes"),
+        (f'{{"lora_alpha": 1{400 * "0"}}}', "is not what PEFT writes"),
+        (
+            '{"lora_alpha": NaN}',
+            "the alpha of 'img_in' multiplies its change by nan; allowed: at most 1e\\+06",
+        ),
+        ('{"alpha_pattern": {"img_in": -1e300}}', "multiplies its change by -5e"),
         (json.dumps({"transformer.use_dora": True}), "was trained with DoRA"),
     ],
 )

@@ -138,9 +138,7 @@ def distance(picture: Picture, colour: Colour) -> float:
     ("drawn", "prompt", "colour"),
     [
         ("a red circle on a blue background", "a green square on a blue background", Colour.GREEN),
-        ("a purple circle on a blue background", "a yellow circle on a blue background", Colour.YELLOW),
         ("an orange heart on a white background", "a blue heart on a white background", Colour.BLUE),
-        ("a green circle on a white background", "a red star on a white background", Colour.RED),
     ],
 )
 def test_guidance_moves_a_picture_toward_the_prompt(
@@ -154,9 +152,7 @@ def test_guidance_moves_a_picture_toward_the_prompt(
     assert guided < plain / 2
 
 
-@pytest.mark.parametrize(
-    ("noun", "colour"), [("star", Colour.YELLOW), ("circle", Colour.RED), ("heart", Colour.RED)]
-)
+@pytest.mark.parametrize(("noun", "colour"), [("star", Colour.YELLOW), ("heart", Colour.RED)])
 def test_a_negative_prompt_moves_a_picture_away_from_what_it_names(
     pipeline: Pipeline, noun: str, colour: Colour
 ) -> None:

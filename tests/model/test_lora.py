@@ -1,5 +1,6 @@
 """Adapters: in float32 they are those of diffusers and PEFT, in every key style, alone and in company."""
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from model.transformer import Transformer
 from tests.model import adapter_files as files
 from tests.model.adapter_files import Matrices
 from tests.model.conftest import Oracle
+from tests.model.parity import LATENTS, distance, load
 
 CPU = torch.device("cpu")
 SIZE = 256
@@ -33,11 +35,6 @@ SMALL = TransformerConfig(
     pooled_width=24,
     rope_axes=(4, 14, 14),
 )
-
-
-def load(folder: Path, **options: object) -> Pipeline:
-    arguments = {"device": CPU, "dtype": torch.float32, "numerics": Numerics.EXACT} | options
-    return Pipeline.load(folder, **arguments)
 
 
 def begin(
@@ -118,8 +115,9 @@ def their_latents(oracle: FluxPipeline, guidance: float) -> Tensor:
     return latents[0]
 
 
-def away(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
+@pytest.fixture(scope="module")
+def pipeline(oracle: Oracle) -> Pipeline:
+    return load(oracle()[1])
 
 
 STYLES: dict[str, files.Style] = {
@@ -138,39 +136,39 @@ DIFFUSERS_NAMES = ("peft", "peft_export", "oldest_diffusers", "onetrainer")
 
 
 @pytest.fixture(scope="module")
-def split_latents(oracle: Oracle) -> tuple[Matrices, Tensor]:
+def split_latents(oracle: Oracle, pipeline: Pipeline) -> tuple[Matrices, Tensor]:
     """An adapter by diffusers' names, and diffusers' latents with it."""
-    changes = files.split(load(oracle()[1]).transformer)
+    changes = files.split(pipeline.transformer)
     return changes, theirs(oracle()[0], [(changes, 0.8)])
 
 
 @pytest.fixture(scope="module")
-def fused_latents(oracle: Oracle) -> tuple[Matrices, Tensor]:
+def fused_latents(oracle: Oracle, pipeline: Pipeline) -> tuple[Matrices, Tensor]:
     """An adapter by the original names, and diffusers' latents with it."""
-    changes = files.fused(load(oracle()[1]).transformer)
+    changes = files.fused(pipeline.transformer)
     return changes, theirs(oracle()[0], [(files.as_diffusers(changes), 0.8)])
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_every_key_style_agrees_with_diffusers(
-    oracle: Oracle,
+    pipeline: Pipeline,
     split_latents: tuple[Matrices, Tensor],
     fused_latents: tuple[Matrices, Tensor],
     tmp_path: Path,
     name: str,
 ) -> None:
     changes, expected = split_latents if name in DIFFUSERS_NAMES else fused_latents
-    pipeline = load(oracle()[1])
     path = files.write(tmp_path / "style.safetensors", STYLES[name](changes))
-    assert away(ours(pipeline, [Scaled(read(path, pipeline), 0.8)]), expected) <= 1e-5
-    assert away(ours(pipeline), expected) > 1e-2, "an adapter that changes nothing would agree too"
+    assert distance(ours(pipeline, [Scaled(read(path, pipeline), 0.8)]), expected) <= LATENTS
+    assert distance(ours(pipeline), expected) > 1e-2, "an adapter that changes nothing would agree too"
 
 
-def test_xlabs_processors_agree_with_diffusers_reading_of_them(oracle: Oracle, tmp_path: Path) -> None:
-    pipeline = load(oracle()[1])
+def test_xlabs_processors_agree_with_diffusers_reading_of_them(
+    oracle: Oracle, pipeline: Pipeline, tmp_path: Path
+) -> None:
     path = files.write(tmp_path / "x.safetensors", files.xlabs(files.fused(pipeline.transformer)))
     expected = their_latents_of_file(oracle()[0], path)
-    assert away(ours(pipeline, [Scaled(read(path, pipeline), 1.0)]), expected) <= 1e-5
+    assert distance(ours(pipeline, [Scaled(read(path, pipeline), 1.0)]), expected) <= LATENTS
 
 
 @pytest.mark.parametrize(
@@ -187,19 +185,17 @@ def test_xlabs_processors_agree_with_diffusers_reading_of_them(oracle: Oracle, t
     ids=["alpha", "pattern"],
 )
 def test_what_peft_says_in_the_header_holds(
-    oracle: Oracle, tmp_path: Path, metadata: dict[str, object]
+    oracle: Oracle, pipeline: Pipeline, tmp_path: Path, metadata: dict[str, object]
 ) -> None:
-    pipeline = load(oracle()[1])
     changes = files.as_diffusers(files.fused(pipeline.transformer))
     targets = {"transformer.target_modules": sorted(changes)}
     path = files.write(tmp_path / "peft.safetensors", files.peft(changes), metadata | targets)
     expected = their_latents_of_file(oracle()[0], path)
-    assert away(ours(pipeline, [Scaled(read(path, pipeline), 1.0)]), expected) <= 1e-5
+    assert distance(ours(pipeline, [Scaled(read(path, pipeline), 1.0)]), expected) <= LATENTS
 
 
 @pytest.mark.parametrize("name", ["peft", "kohya", "onetrainer"])
-def test_alpha_over_rank_counts_once(oracle: Oracle, tmp_path: Path, name: str) -> None:
-    pipeline = load(oracle()[1])
+def test_alpha_over_rank_counts_once(pipeline: Pipeline, tmp_path: Path, name: str) -> None:
     changes = files.fused(pipeline.transformer, rank=4)
     stored = changes if name == "kohya" else files.as_diffusers(changes)
     plain = STYLES[name](files.scaled(stored, 0.5))
@@ -212,9 +208,10 @@ def test_alpha_over_rank_counts_once(oracle: Oracle, tmp_path: Path, name: str) 
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
-def test_two_adapters_with_different_scales_agree_with_diffusers(oracle: Oracle, tmp_path: Path) -> None:
+def test_two_adapters_with_different_scales_agree_with_diffusers(
+    oracle: Oracle, pipeline: Pipeline, tmp_path: Path
+) -> None:
     """With classifier-free guidance, so that both passes have them."""
-    pipeline = load(oracle()[1])
     both = [files.split(pipeline.transformer, seed=seed, rank=rank) for seed, rank in ((1, 2), (2, 5))]
     scales = (0.7, -0.4)
     expected = theirs(oracle()[0], list(zip(both, scales, strict=True)), guidance=2.0)
@@ -222,7 +219,7 @@ def test_two_adapters_with_different_scales_agree_with_diffusers(oracle: Oracle,
         Scaled(read(files.write(tmp_path / "file", files.peft(changes)), pipeline), scale)
         for changes, scale in zip(both, scales, strict=True)
     ]
-    assert away(ours(pipeline, adapters, guidance=2.0), expected) <= 1e-5
+    assert distance(ours(pipeline, adapters, guidance=2.0), expected) <= LATENTS
 
 
 def test_guidance_distilled_weights_take_adapters(oracle: Oracle, tmp_path: Path) -> None:
@@ -232,17 +229,18 @@ def test_guidance_distilled_weights_take_adapters(oracle: Oracle, tmp_path: Path
     assert "time_text_embed.guidance_embedder.linear_1" in changes
     expected = theirs(theirs_dev, [(changes, 1.0)], guidance=3.5)
     adapter = read(files.write(tmp_path / "file", files.peft(changes)), pipeline)
-    assert away(ours(pipeline, [Scaled(adapter, 1.0)], guidance=3.5), expected) <= 1e-5
+    assert distance(ours(pipeline, [Scaled(adapter, 1.0)], guidance=3.5), expected) <= LATENTS
 
 
-def test_a_rank_beyond_the_kernels_is_cut_and_agrees(oracle: Oracle, tmp_path: Path) -> None:
-    pipeline = load(oracle()[1])
+def test_a_rank_beyond_the_kernels_is_cut_and_agrees(
+    oracle: Oracle, pipeline: Pipeline, tmp_path: Path
+) -> None:
     changes = files.as_diffusers(files.fused(pipeline.transformer, rank=200))
     adapter = read(files.write(tmp_path / "file", files.peft(changes)), pipeline)
     ranks = {change.rank for changes in adapter.changes.values() for change in changes}
     assert ranks == {128, 72}
     expected = theirs(oracle()[0], [(changes, 1.0)])
-    assert away(ours(pipeline, [Scaled(adapter, 1.0)]), expected) <= 1e-5
+    assert distance(ours(pipeline, [Scaled(adapter, 1.0)]), expected) <= LATENTS
 
 
 @pytest.mark.parametrize(
@@ -282,16 +280,16 @@ def test_rows_with_different_adapters_share_a_step_and_stay_themselves(
         if pipeline.numerics is Numerics.EXACT:
             assert torch.equal(one, other)
         else:
-            assert away(one, other) <= 1e-5
+            assert distance(one, other) <= LATENTS
     for index, one in enumerate(alone):
-        assert all(away(one, other) > 1e-2 for other in alone[:index])
+        assert all(distance(one, other) > 1e-2 for other in alone[:index])
 
 
-def test_eight_bits_keep_what_an_adapter_changes(oracle: Oracle, tmp_path: Path) -> None:
-    plain, quantised = load(oracle()[1]), load(oracle()[1], quantize="fp8")
+def test_eight_bits_keep_what_an_adapter_changes(oracle: Oracle, pipeline: Pipeline, tmp_path: Path) -> None:
+    plain, quantised = pipeline, load(oracle()[1], quantize="fp8")
     path = files.write(tmp_path / "file", files.peft(files.split(plain.transformer)))
     with_adapter = [ours(each, [Scaled(read(path, each), 1.0)]) for each in (plain, quantised)]
-    assert away(with_adapter[1], with_adapter[0]) < 0.1 < away(ours(plain), with_adapter[0])
+    assert distance(with_adapter[1], with_adapter[0]) < 0.1 < distance(ours(plain), with_adapter[0])
 
 
 @torch.inference_mode()
@@ -299,10 +297,10 @@ def test_the_kernels_agree_with_the_reference(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain, fused = Transformer(SMALL, reference_ops()), Transformer(SMALL, triton_ops())
     fused.load_state_dict(plain.state_dict())
-    shapes = [Shape(5, 3, 5), Shape(9, 8, 9), Shape(1, 2, 2)]
+    shapes = [Shape(5, 3, 5), Shape(9, 3, 4), Shape(1, 2, 2)]
     layout = Layout.build(shapes, config=SMALL, numerics=Numerics.EXACT, device=CPU)
     paths = [files.write(tmp_path / str(rank), files.peft(files.split(plain, rank=rank))) for rank in (3, 20)]
-    img, txt = (torch.randn(sum(rows), 64) for rows in ((15, 72, 4), (5, 9, 1)))
+    img, txt = (torch.randn(sum(rows), 64) for rows in ((15, 12, 4), (5, 9, 1)))
     velocities = []
     for transformer in (plain, fused):
         first, second = (load_adapter(path, transformer, limit_bytes=PLENTY) for path in paths)
@@ -315,13 +313,12 @@ def test_the_kernels_agree_with_the_reference(tmp_path: Path) -> None:
             [transformer.modulate(torch.ones(1), torch.linspace(-1, 1, 24), None, own) for own in changes]
         )
         velocities.append(transformer(img, txt, modulation, adapted(layout, transformer, changes)))
-    assert away(velocities[1], velocities[0]) < 1e-5
+    assert distance(velocities[1], velocities[0]) < 1e-5
 
 
 def test_an_adapter_of_the_text_projection_does_not_change_what_others_are_told(
-    oracle: Oracle, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    pipeline = load(oracle()[1])
     changes = files.split(pipeline.transformer)
     projecting, other = (
         read(files.write(tmp_path / "file", files.peft(each)), pipeline)
@@ -339,21 +336,31 @@ def test_an_adapter_of_the_text_projection_does_not_change_what_others_are_told(
     )
     assert again is changed
     assert same is plain
-    assert away(changed.txt, plain.txt) > 1e-2 < away(halved.txt, changed.txt)
-    pipeline.forget(projecting)
-    assert pipeline.conditioning.size_bytes == plain.size_bytes
-    assert pipeline.encode([Prompt("a cat", 64)])[0] is plain
+    assert distance(changed.txt, plain.txt) > 1e-2 < distance(halved.txt, changed.txt)
 
 
-def test_only_steps_without_adapters_are_recorded(oracle: Oracle, tmp_path: Path) -> None:
-    pipeline = load(oracle()[1])
+def test_what_is_kept_of_a_prompt_does_not_keep_its_adapter(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = files.write(tmp_path / "file", files.peft(files.split(pipeline.transformer)))
+    adapter = read(path, pipeline)
+    gone = weakref.ref(adapter)
+    (first,) = pipeline.encode([Prompt("a cat", 64, (Scaled(adapter, 1.0),))])
+    ours(pipeline, [Scaled(adapter, 1.0)])
+    del adapter
+    assert gone() is None
+    (second,) = pipeline.encode([Prompt("a cat", 64, (Scaled(read(path, pipeline), 1.0),))])
+    assert second is first, "the same file is the same adapter"
+
+
+def test_only_steps_without_adapters_are_recorded(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     recorded, step = [], pipeline._step
 
     def noted(img: Tensor, txt: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
         recorded.append(layout)
         return step(img, txt, modulation, layout)
 
-    pipeline._step = noted
+    monkeypatch.setattr(pipeline, "_step", noted)
     adapter = read(files.write(tmp_path / "file", files.peft(files.split(pipeline.transformer))), pipeline)
     ours(pipeline, [Scaled(adapter, 1.0)])
     assert recorded == []

@@ -40,7 +40,7 @@ from tests.model.parity import (
 @pytest.mark.parametrize("numerics", list(Numerics))
 def test_schnell_agrees_with_diffusers(oracle: Oracle, run: Run, numerics: Numerics) -> None:
     theirs, folder = oracle()
-    assert_same_picture(load(folder, numerics), theirs, run)
+    assert_same_picture(load(folder, numerics=numerics), theirs, run)
 
 
 def test_the_reference_agrees_with_diffusers(oracle: Oracle) -> None:

@@ -1,5 +1,6 @@
 """Layouts are made once for a company, and again with other adapters or when they were forgotten."""
 
+import weakref
 from pathlib import Path
 
 import torch
@@ -25,8 +26,10 @@ def test_a_layout_is_kept_by_shapes_and_adapters(tmp_path: Path) -> None:
     layouts = RecentLayouts(transformer, numerics=Numerics.EXACT, device=torch.device("cpu"))
     path = files.write(tmp_path / "file", files.peft(files.split(transformer)))
     adapter = load_adapter(path, transformer, limit_bytes=1 << 30)
-    plain, whole = layouts.of([sample(), sample()]), layouts.of([sample(Scaled(adapter, 1.0)), sample()])
+    first = sample(Scaled(adapter, 1.0))
+    plain, whole = layouts.of([sample(), sample()]), layouts.of([first, sample()])
     assert layouts.of([sample(), sample()]) is plain
+    assert first[0].layout is whole
     assert layouts.of([sample(Scaled(adapter, 1.0)), sample()]) is whole
     others = [
         layouts.of([sample(), sample(Scaled(adapter, 1.0))]),
@@ -44,3 +47,17 @@ def test_owners_follow_the_latents() -> None:
     layouts = RecentLayouts(Transformer(SMALL), numerics=Numerics.FAST, device=torch.device("cpu"))
     samples = [sample(width=width)[0] for width in (32, 48)]
     assert layouts.owners(samples).by_row.tolist() == [0] * 4 + [1] * 6
+
+
+def test_a_layout_with_adapters_lives_as_long_as_the_samples_of_its_step(tmp_path: Path) -> None:
+    transformer = Transformer(SMALL)
+    layouts = RecentLayouts(transformer, numerics=Numerics.EXACT, device=torch.device("cpu"))
+    path = files.write(tmp_path / "file", files.peft(files.split(transformer)))
+    adapter = load_adapter(path, transformer, limit_bytes=1 << 30)
+    first, second = sample(Scaled(adapter, 1.0)), sample()
+    layout = weakref.ref(layouts.of([first, second]))
+    assert layouts.of([first, second]) is layout()
+    layouts.of([first])
+    assert layout() is not None, "the second one may step with another like the first"
+    del second
+    assert layout() is None

@@ -69,7 +69,6 @@ class FakePipeline:
     conditioning: ConditioningCache = field(default_factory=lambda: ConditioningCache(0))
     gate: threading.Event = field(default_factory=threading.Event)
     shared: list[int] = field(default_factory=list)
-    forgotten: list[str] = field(default_factory=list)
     pause_s: float = 0.0
 
     def uses_negative(self, guidance_scale: float) -> bool:
@@ -83,9 +82,6 @@ class FakePipeline:
 
     def free(self) -> None:
         pass
-
-    def forget(self, adapter: Adapter) -> None:
-        self.forgotten.append(adapter.digest)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         self._fail("encode", [prompt.text for prompt in prompts])
@@ -158,6 +154,7 @@ def running(
     previewer: FakePreviewer | None = None,
     paused: bool = False,
     in_turn: bool = False,
+    load: Load = fake_adapter,
 ) -> Iterator[World]:
     arrived = threading.Condition()
     sent: list[ToFront] = []
@@ -173,7 +170,7 @@ def running(
         previewer=cast(Previewer, previewer or FakePreviewer()),
         send=send,
         costs=Costs.of(LAUNCH_BOUND),
-        adapters=Adapters(fake_adapter, limit_bytes=1 << 20),
+        adapters=Adapters(load, limit_bytes=1 << 20),
         lanes=IN_TURN if in_turn else BESIDE,
     )
     world = World(pipeline, loop, sent, arrived)

@@ -1,5 +1,7 @@
 """Adapters on a worker: loaded between pictures, found by their digests, dropped when nobody needs them."""
 
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from server.protocol import (
 )
 from server.worker import adapters
 from server.worker.adapters import Adapters
-from tests.server.worker.pipelines import FakePipeline, fake_adapter, hear, submitted
+from tests.server.worker.pipelines import FakePipeline, fake_adapter, hear, running, submitted
 
 FILE = AdapterFile(name="style", path="/host/secret/d1")
 LOADED = AdapterLoaded(adapter=AdapterInfo(name="style", digest="d1", size_bytes=1))
@@ -50,13 +52,30 @@ def test_a_picture_keeps_an_adapter_that_is_dropped_after_it_came() -> None:
     sent = hear(pipeline, messages)
     answers = {each.id: type(each) for each in sent if isinstance(each, Done | Failed)}
     assert answers == {"first/0": Done, "second/0": Failed}
-    assert pipeline.forgotten == ["d1"]
+
+
+def test_nothing_holds_a_dropped_adapter_but_the_pictures_in_hand() -> None:
+    """Also where no other picture comes: its memory is the device's."""
+    gone = threading.Event()
+
+    def load(path: Path, limit_bytes: int) -> Loaded:
+        adapter = fake_adapter(path, limit_bytes)
+        weakref.finalize(adapter, gone.set)
+        return adapter
+
+    with running(load=load, paused=True) as world:
+        world.loop.receive(LoadAdapter(file=FILE))
+        world.loop.receive(with_adapter("a"))
+        world.loop.receive(DropAdapter(digest="d1"))
+        world.wait_for_steps("a", 1)
+        assert not gone.is_set()
+        world.pipeline.gate.set()
+        world.answers(1)
+        assert gone.wait(10)
 
 
 def test_dropping_what_is_not_there_is_no_fault() -> None:
-    pipeline = FakePipeline()
-    hear(pipeline, [DropAdapter(digest="d9"), submitted("a")])
-    assert pipeline.forgotten == []
+    assert isinstance(hear(FakePipeline(), [DropAdapter(digest="d9"), submitted("a")])[-1], Done)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +104,12 @@ def test_the_room_is_that_of_all_together() -> None:
     held = Adapters(load, limit_bytes=10)
     for name in ("a", "b"):
         held.add(AdapterFile(name=name, path=name))
-    held.answer(DropAdapter(digest="a"))
+    in_use = held.find([Adapter(name="b", scale=1.0, digest="b")])
+    for name in ("a", "b"):
+        held.answer(DropAdapter(digest=name))
     held.add(AdapterFile(name="c", path="c"))
-    assert room == [10, 9, 9]
+    assert room == [10, 9, 9], "what is dropped and still used counts"
+    assert in_use[0].adapter.digest == "b"
 
 
 def test_there_is_a_bound_on_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
