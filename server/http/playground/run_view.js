@@ -36,8 +36,12 @@ export class RunView {
       "article",
       { className: "run", "aria-label": settings.prompt, "aria-busy": "true" },
       element("header", { className: "run-head" }, element("p", { className: "quoted" }, settings.prompt), this.#cancel),
-      rows,
-      element("footer", { className: "run-foot" }, this.#state, this.#foot),
+      element(
+        "div",
+        { className: "run-body" },
+        rows,
+        element("footer", { className: "run-foot" }, this.#state, this.#foot),
+      ),
     );
   }
 
