@@ -127,6 +127,12 @@ def test_a_person_with_a_keyboard_alone_can_do_it_all(server: Server, visit: Vis
     expect(page.locator("#lightbox-on")).to_be_disabled()
     keys.press("ArrowLeft")
     expect(page.locator("#lightbox-back")).to_be_disabled()
+    page.locator("#lightbox").get_by_role("button", name="Delete").focus()
+    keys.press("Enter")
+    expect(page.locator("#lightbox-on")).to_be_disabled()
+    expect(page.get_by_role("button", name="Close")).to_be_focused()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".thumb")).to_have_count(2)
     keys.press("Escape")
     expect(page.locator(".thumb").nth(1)).to_be_focused()
     keys.press("Delete")
@@ -147,6 +153,18 @@ def test_a_person_with_a_keyboard_alone_can_do_it_all(server: Server, visit: Vis
     keys.press("ArrowLeft")
     keys.press("Control+Enter")
     expect(page.locator(".thumb")).to_have_count(3)
+
+
+def test_the_gallery_is_in_sight_beside_a_picture(server: Server, visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": 1280, "height": 860})
+    visit.open(server.url)
+    visit.generate("a blue house in a meadow")
+    visit.finished()
+    expect(visit.page.locator(".thumb")).to_be_in_viewport(ratio=1)
+    picture, actions = (visit.page.locator(name).bounding_box() for name in (".tile", ".run .actions"))
+    assert picture
+    assert actions
+    assert actions["x"] > picture["x"] + picture["width"], "beside it"
 
 
 def test_only_what_is_painted_is_drawn_anew(server: Server, visit: Visit) -> None:

@@ -53,7 +53,7 @@ export class Run {
   cancel() {
     this.#aborter.abort();
     this.#end();
-    this.element.remove();
+    this.#view.leave();
   }
 
   /** Send it, again and again where that may help, and keep what comes. */
@@ -125,7 +125,7 @@ export class Run {
       return this.#view.offerRetry(error.message, error.retryAfterS ?? 0);
     }
     if (this.#listeners.onFailure(error)) {
-      this.element.remove();
+      this.element.remove(); // the focus is at the field
     } else {
       this.#view.fail(error.message);
     }

@@ -1,7 +1,7 @@
 /** How a request looks while it runs and after: its pictures side by side, each with what it is doing. */
 
 import { actionButtons } from "./actions.js";
-import { element, iconButton } from "./elements.js";
+import { byId, element, iconButton } from "./elements.js";
 import { announce } from "./notices.js";
 import { canvasSize, NO_OUTPAINT } from "./outpaint.js";
 import { fractionOf, predictedOf, summaryOf, wordsOf } from "./progress.js";
@@ -107,7 +107,7 @@ export class RunView {
     this.#stop(message);
     this.element.classList.add("failed");
     this.#state.setAttribute("role", "alert");
-    this.#foot.replaceChildren(iconButton("close", "Dismiss", () => this.element.remove()));
+    this.#foot.replaceChildren(iconButton("close", "Dismiss", () => this.leave()));
   }
 
   /**
@@ -134,6 +134,19 @@ export class RunView {
     });
   }
 
+  /** Go; who was in it is on the stage then. */
+  leave() {
+    this.#passOn(this.element);
+    this.element.remove();
+  }
+
+  /** @param {HTMLElement} leaving */
+  #passOn(leaving) {
+    if (leaving.contains(document.activeElement)) {
+      byId("stage").focus({ preventScroll: true });
+    }
+  }
+
   /** @param {string} words */
   #say(words) {
     this.#state.textContent = words;
@@ -142,6 +155,7 @@ export class RunView {
   /** @param {string} words */
   #stop(words) {
     this.#say(words);
+    this.#passOn(this.#cancel);
     this.#cancel.remove();
     this.element.removeAttribute("aria-busy");
     for (const { bar, words: line } of this.#tiles) {
