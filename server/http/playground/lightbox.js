@@ -121,7 +121,7 @@ function factsOf({ settings, timings, width, height, picture, model, createdMs }
     ["Seed", String(settings.seed)],
     ["Steps", String(settings.num_inference_steps)],
     ["Guidance", settings.guidance_scale?.toString()],
-    ["Not", settings.negative_prompt],
+    ["Negative", settings.negative_prompt],
     ["Strength", settings.strength?.toString()],
     ["LoRA", settings.loras?.map(({ name, scale }) => `${name} × ${scale}`).join(", ")],
     ["File", `${picture.type.replace("image/", "").toUpperCase()}, ${bytesText(picture.size)}`],
