@@ -222,6 +222,13 @@ def test_a_file_becomes_the_input_in_a_size_that_the_model_likes(server: Server,
     chosen = FilePayload(name="green.jpg", mimeType="image/jpeg", buffer=file.getvalue())
     page.locator("#image-file").set_input_files(chosen)
     expect(page.locator("#whole-size")).to_have_text(f"384 {TIMES} 256")
+    drag(page, point(page.locator("#canvas"), 0.4, 0.4), point(page.locator("#canvas"), 0.6, 0.4))
+    before = painted(page)
+    page.get_by_label("Width", exact=True).fill("256")
+    page.get_by_label("Width", exact=True).blur()
+    expect(page.locator("#whole-size")).to_have_text(f"256 {TIMES} 256")
+    assert before > 1000
+    assert painted(page) == pytest.approx(before, rel=0.05), "the same mark on a narrower part"
     broken = FilePayload(name="no.png", mimeType="image/png", buffer=b"no picture")
     page.locator("#image-file").set_input_files(broken)
     expect(page.locator("#notices")).to_contain_text("cannot read that file")
@@ -230,6 +237,18 @@ def test_a_file_becomes_the_input_in_a_size_that_the_model_likes(server: Server,
         expect(page.locator("#editor")).to_be_hidden()
         page.evaluate(GIVE, event)
         expect(page.locator("#whole-size")).to_have_text(f"512 {TIMES} 256")
+
+
+def painted(page: Page) -> int:
+    """Return how many pixels of a green picture are under the veil."""
+    return int(
+        page.locator("#canvas").evaluate(
+            """canvas => {
+                const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                return data.filter((red, index) => index % 4 === 0 && red > data[index + 1]).length;
+            }"""
+        )
+    )
 
 
 def test_what_is_copied_makes_the_same_picture(server: Server, visit: Visit, tmp_path: Path) -> None:

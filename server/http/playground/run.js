@@ -7,7 +7,7 @@
 import { blobOf, dataUriOf } from "./bytes.js";
 import { Failure } from "./failure.js";
 import { advanced, notBegun } from "./progress.js";
-import { MAX_PREVIEWS, fieldsOf, settingsOfPicture } from "./request.js";
+import { MAX_PREVIEWS, expectedPictures, fieldsOf, settingsOfPicture } from "./request.js";
 import { RunView } from "./run_view.js";
 
 /** @typedef {import("./store.js").Entry} Entry */
@@ -76,7 +76,7 @@ export class Run {
    * @param {Record<string, unknown>} body
    */
   async #follow(body) {
-    let progress = notBegun(this.#settings.num_images);
+    let progress = notBegun(expectedPictures(this.#settings));
     this.#view.show(progress);
     for await (const event of this.#api.generate(body, this.#aborter.signal)) {
       if (event.name === "done") {

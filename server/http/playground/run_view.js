@@ -5,6 +5,7 @@ import { byId, element, iconButton } from "./elements.js";
 import { announce } from "./notices.js";
 import { canvasSize, NO_OUTPAINT } from "./outpaint.js";
 import { fractionOf, predictedOf, summaryOf, wordsOf } from "./progress.js";
+import { expectedPictures } from "./request.js";
 import { secondsText } from "./units.js";
 
 /** @typedef {import("./progress.js").Progress} Progress */
@@ -26,7 +27,7 @@ export class RunView {
   constructor(settings, { cancel, actions }) {
     this.#actions = actions;
     const size = canvasSize(settings, settings.outpaint ?? NO_OUTPAINT);
-    this.#tiles = Array.from({ length: settings.num_images || 1 }, (_, index) => tile(size, settings.seed + index));
+    this.#tiles = Array.from({ length: expectedPictures(settings) }, (_, index) => tile(size, settings.seed + index));
     this.#cancel = iconButton("close", "Cancel", cancel);
     const rows = element("div", { className: "tiles" }, ...this.#tiles.map(({ figure }) => figure));
     rows.dataset.count = String(this.#tiles.length);
