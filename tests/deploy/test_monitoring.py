@@ -143,5 +143,6 @@ def grafana_ini() -> str:
     return (GRAFANA / "grafana.ini").read_text()
 
 
-def test_the_readme_names_metrics_that_exist() -> None:
-    assert asked((ROOT / "README.md").read_text()) <= series() | set(FAMILIES)
+def test_the_documents_name_metrics_that_exist() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert asked("\n".join(path.read_text() for path in documents)) <= series() | set(FAMILIES)

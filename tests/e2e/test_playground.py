@@ -127,6 +127,12 @@ def test_a_person_with_a_keyboard_alone_can_do_it_all(server: Server, visit: Vis
     expect(page.locator("#lightbox-on")).to_be_disabled()
     keys.press("ArrowLeft")
     expect(page.locator("#lightbox-back")).to_be_disabled()
+    page.locator("#lightbox").get_by_role("button", name="Delete").focus()
+    keys.press("Enter")
+    expect(page.locator("#lightbox-on")).to_be_disabled()
+    expect(page.get_by_role("button", name="Close")).to_be_focused()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".thumb")).to_have_count(2)
     keys.press("Escape")
     expect(page.locator(".thumb").nth(1)).to_be_focused()
     keys.press("Delete")
@@ -147,6 +153,18 @@ def test_a_person_with_a_keyboard_alone_can_do_it_all(server: Server, visit: Vis
     keys.press("ArrowLeft")
     keys.press("Control+Enter")
     expect(page.locator(".thumb")).to_have_count(3)
+
+
+def test_the_gallery_is_in_sight_beside_a_picture(server: Server, visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": 1280, "height": 860})
+    visit.open(server.url)
+    visit.generate("a blue house in a meadow")
+    visit.finished()
+    expect(visit.page.locator(".thumb")).to_be_in_viewport(ratio=1)
+    picture, actions = (visit.page.locator(name).bounding_box() for name in (".tile", ".run .actions"))
+    assert picture
+    assert actions
+    assert actions["x"] > picture["x"] + picture["width"], "beside it"
 
 
 def test_only_what_is_painted_is_drawn_anew(server: Server, visit: Visit) -> None:
@@ -204,6 +222,13 @@ def test_a_file_becomes_the_input_in_a_size_that_the_model_likes(server: Server,
     chosen = FilePayload(name="green.jpg", mimeType="image/jpeg", buffer=file.getvalue())
     page.locator("#image-file").set_input_files(chosen)
     expect(page.locator("#whole-size")).to_have_text(f"384 {TIMES} 256")
+    drag(page, point(page.locator("#canvas"), 0.4, 0.4), point(page.locator("#canvas"), 0.6, 0.4))
+    before = painted(page)
+    page.get_by_label("Width", exact=True).fill("256")
+    page.get_by_label("Width", exact=True).blur()
+    expect(page.locator("#whole-size")).to_have_text(f"256 {TIMES} 256")
+    assert before > 1000
+    assert painted(page) == pytest.approx(before, rel=0.05), "the same mark on a narrower part"
     broken = FilePayload(name="no.png", mimeType="image/png", buffer=b"no picture")
     page.locator("#image-file").set_input_files(broken)
     expect(page.locator("#notices")).to_contain_text("cannot read that file")
@@ -212,6 +237,18 @@ def test_a_file_becomes_the_input_in_a_size_that_the_model_likes(server: Server,
         expect(page.locator("#editor")).to_be_hidden()
         page.evaluate(GIVE, event)
         expect(page.locator("#whole-size")).to_have_text(f"512 {TIMES} 256")
+
+
+def painted(page: Page) -> int:
+    """Return how many pixels of a green picture are under the veil."""
+    return int(
+        page.locator("#canvas").evaluate(
+            """canvas => {
+                const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                return data.filter((red, index) => index % 4 === 0 && red > data[index + 1]).length;
+            }"""
+        )
+    )
 
 
 def test_what_is_copied_makes_the_same_picture(server: Server, visit: Visit, tmp_path: Path) -> None:

@@ -150,6 +150,33 @@ def test_a_key_is_asked_for_and_kept_only_if_that_is_wished(visit: Visit, tmp_pa
     visit.expected.add("401")
 
 
+def test_a_picture_that_the_browser_cannot_keep_is_shown_all_the_same(
+    fake: tuple[FakeEngine, str], visit: Visit
+) -> None:
+    visit.page.add_init_script(
+        "IDBObjectStore.prototype.add = () => { throw new DOMException('full', 'QuotaExceededError') }"
+    )
+    visit.open(fake[1])
+    visit.generate("a", num_images=2)
+    visit.finished(2)
+    expect(visit.page.locator(".thumb")).to_have_count(2)
+    expect(visit.page.locator("#notices")).to_contain_text("no room for the picture")
+
+
+def test_what_is_dropped_and_no_picture_is_refused_in_words(
+    fake: tuple[FakeEngine, str], visit: Visit
+) -> None:
+    visit.open(fake[1])
+    visit.page.evaluate(
+        """() => {
+            const given = new DataTransfer();
+            given.items.add(new File(["words"], "letter.txt", {type: "text/plain"}));
+            document.body.dispatchEvent(new DragEvent("drop", {bubbles: true, dataTransfer: given}));
+        }"""
+    )
+    expect(visit.page.locator("#notices")).to_have_text("That file is no picture")
+
+
 def test_loras_of_the_server_can_be_chosen(fake: tuple[FakeEngine, str], visit: Visit) -> None:
     page = visit.page
     listed = {"data": [{"id": "flux"}, {"id": "sketch", "parent": "flux"}, {"id": "ink", "parent": "flux"}]}

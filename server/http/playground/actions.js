@@ -2,7 +2,7 @@
 
 import { ROOT } from "./api.js";
 import { save } from "./bytes.js";
-import { element, icon, iconButton } from "./elements.js";
+import { element, iconButton } from "./elements.js";
 import { notice } from "./notices.js";
 import { fileName } from "./request.js";
 import { INPUT_FILES, LANGUAGES } from "./snippets.js";
@@ -43,7 +43,7 @@ function copyButtons(entry, actions) {
     const copy = () => copyText(write(callOf(entry, actions)), name, entry);
     return element("button", { type: "button", className: "button", onclick: copy }, name);
   });
-  const label = element("span", { className: "copy-label" }, icon("copy"), "Copy as");
+  const label = element("span", { className: "copy-label" }, "Copy as");
   return element("div", { className: "copy", role: "group", "aria-label": "Copy as" }, label, ...buttons);
 }
 

@@ -92,11 +92,8 @@ export class Composer {
     }
     field("embed_prompt").checked = settings.embed_prompt ?? false;
     field("output_format").value = settings.output_format; // a group of radio buttons has a value too
-    const auto = settings.num_inference_steps === "auto";
-    field("auto_steps").checked = auto;
-    if (!auto) {
-      field("num_inference_steps").value = String(settings.num_inference_steps);
-    }
+    field("auto_steps").checked = false; // as many as were taken
+    field("num_inference_steps").value = String(settings.num_inference_steps);
     fillLoras(settings.loras ?? []);
     this.#shapes.show(settings);
     this.#keepSeed(true);
@@ -149,9 +146,10 @@ export class Composer {
       input?.removeAttribute("aria-invalid");
       input?.removeAttribute("aria-errormessage");
       const described = (input?.getAttribute("aria-describedby") ?? "").replace(error.id, "").trim();
-      input?.toggleAttribute("aria-describedby", described !== "");
       if (described) {
         input?.setAttribute("aria-describedby", described);
+      } else {
+        input?.removeAttribute("aria-describedby");
       }
     }
   }

@@ -10,7 +10,7 @@ import { Brush } from "./brush.js";
 import { byId } from "./elements.js";
 import { Mask } from "./mask.js";
 import { EDGES, NO_OUTPAINT, canvasSize, isExtended } from "./outpaint.js";
-import { coveringPart, fittingSize } from "./sizes.js";
+import { coveringPart, fittingSize, placeOfPart } from "./sizes.js";
 
 /** @typedef {import("./sizes.js").Size} Size */
 /** @typedef {import("./request.js").Settings} Settings */
@@ -115,7 +115,7 @@ export class Editor {
     this.#showStrength();
     if (mask) {
       const bitmap = await createImageBitmap(mask);
-      this.#change((painted) => painted.load(bitmap));
+      this.#change((painted) => painted.load(bitmap, { x: 0, y: 0, width: settings.width, height: settings.height }));
     }
   }
 
@@ -125,15 +125,20 @@ export class Editor {
   }
 
   /**
-   * Cut the picture to another size; a mask of the old one is gone.
+   * Cut the picture to another size; what is painted stays on what it was painted on.
    * @param {Size} size
    */
   resize(size) {
     if (!this.#picture) {
       return;
     }
+    const mask = new Mask(size);
+    if (this.#part && this.#mask && !this.#mask.empty) {
+      const [before, now] = [this.#part, size].map((each) => coveringPart(/** @type {Size} */ (this.#picture), each));
+      mask.load(this.#mask.canvas, placeOfPart(before, now, size));
+    }
     this.#part = cut(this.#picture, size);
-    this.#mask = new Mask(size);
+    this.#mask = mask;
     this.#board.size = size;
     this.#brush.centre();
     this.#draw();
@@ -145,6 +150,7 @@ export class Editor {
    */
   #open(picture, { width, height }) {
     this.#picture = picture;
+    this.#part = this.#mask = null;
     byId("editor").hidden = false;
     this.#board.outpaint = NO_OUTPAINT;
     this.resize({ width, height });

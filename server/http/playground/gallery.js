@@ -57,12 +57,26 @@ export class Gallery {
    * @returns {Promise<Entry>}
    */
   async add(made) {
-    const newest = this.#entries[0]?.id ?? 0;
-    const kept = (await this.#store?.add(made)) ?? { id: newest + 1, dropped: [] };
-    const entry = { ...made, id: kept.id };
-    kept.dropped.forEach((id) => this.#forget(id));
+    const { id, dropped } = (await this.#stored(made)) ?? { id: this.#unstoredId(), dropped: [] };
+    const entry = { ...made, id };
+    dropped.forEach((each) => this.#forget(each));
     this.#insert(entry);
     return entry;
+  }
+
+  /** @param {Omit<Entry, "id">} made */
+  async #stored(made) {
+    try {
+      return await this.#store?.add(made);
+    } catch {
+      notice("This browser has no room for the picture: it is gone when the page is closed");
+      return null;
+    }
+  }
+
+  /** An id above all that there are, and below that which the store gives next. */
+  #unstoredId() {
+    return (this.#entries[0]?.id ?? 0) + 2 ** -20;
   }
 
   /** @param {Entry} entry */

@@ -1,6 +1,7 @@
 /** How a picture comes in as a file: chosen, dropped anywhere on the page, or pasted. */
 
 import { byId } from "./elements.js";
+import { notice } from "./notices.js";
 
 /** @param {(file: File) => void} onFile */
 export function takeIn(onFile) {
@@ -46,7 +47,9 @@ function takeDropped(take) {
     veil.hidden = true;
     if (brings(event)) {
       event.preventDefault();
-      take(event.dataTransfer?.files);
+      if (!take(event.dataTransfer?.files)) {
+        notice("That file is no picture");
+      }
     }
   });
 }

@@ -63,6 +63,15 @@ export class Lightbox {
     const place = this.#place();
     /** @type {HTMLButtonElement} */ (byId("lightbox-back")).disabled = place <= 0;
     /** @type {HTMLButtonElement} */ (byId("lightbox-on")).disabled = place >= this.#gallery.entries.length - 1;
+    this.#holdFocus();
+  }
+
+  /** Keys go to what has the focus: where that is gone or has no more to do, the focus stays inside. */
+  #holdFocus() {
+    const held = document.activeElement;
+    if (this.#dialog.open && (!this.#dialog.contains(held) || held?.matches(":disabled"))) {
+      byId("lightbox-close").focus();
+    }
   }
 
   #place() {
@@ -112,7 +121,7 @@ function factsOf({ settings, timings, width, height, picture, model, createdMs }
     ["Seed", String(settings.seed)],
     ["Steps", String(settings.num_inference_steps)],
     ["Guidance", settings.guidance_scale?.toString()],
-    ["Not", settings.negative_prompt],
+    ["Negative", settings.negative_prompt],
     ["Strength", settings.strength?.toString()],
     ["LoRA", settings.loras?.map(({ name, scale }) => `${name} × ${scale}`).join(", ")],
     ["File", `${picture.type.replace("image/", "").toUpperCase()}, ${bytesText(picture.size)}`],

@@ -6,6 +6,7 @@
 
 import { byId, element } from "./elements.js";
 import { Failure } from "./failure.js";
+import { announce } from "./notices.js";
 import { Sparkline } from "./sparkline.js";
 import { showStages } from "./stages.js";
 import { secondsText } from "./units.js";
@@ -31,7 +32,7 @@ export class Machine {
 
   /**
    * @param {import("./api.js").Api} api
-   * @param {(status: any) => void} onReady called with the first status after the model was loaded
+   * @param {(status: any) => Promise<void>} onReady called with each status while a model is loaded
    */
   constructor(api, onReady) {
     this.#api = api;
@@ -52,7 +53,7 @@ export class Machine {
   async look() {
     clearTimeout(this.#timer);
     try {
-      this.#show(await this.#api.status());
+      await this.#show(await this.#api.status());
     } catch (error) {
       this.#fail(error);
     }
@@ -69,7 +70,7 @@ export class Machine {
   }
 
   /** @param {any} status */
-  #show(status) {
+  async #show(status) {
     const { state, model, queue } = status;
     const loaded = model !== null && state === "ready";
     this.#say(loaded ? "ready" : state === "draining" ? "draining" : "loading", wordsOf(status));
@@ -78,7 +79,7 @@ export class Machine {
       this.#measure(queue, status.recent.latencies);
     }
     if (loaded) {
-      this.#onReady(status);
+      await this.#onReady(status);
     }
   }
 
@@ -115,6 +116,9 @@ export class Machine {
    * @param {string} words
    */
   #say(state, words) {
+    if (state !== this.#state) {
+      announce(words); // not each of the seconds that it is busy for
+    }
     this.#state = state;
     const line = byId("state");
     line.dataset.state = state;

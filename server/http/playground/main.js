@@ -117,9 +117,9 @@ async function startFrom(picture) {
  */
 async function learn({ model }) {
   if (learnt !== model.digest) {
-    learnt = model.digest;
     composer.learn(model);
     composer.offer(await api.loras());
+    learnt = model.digest;
   }
 }
 

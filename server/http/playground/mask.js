@@ -5,8 +5,10 @@
  */
 
 /** @typedef {{x: number, y: number}} Point */
+/** @typedef {import("./sizes.js").Box} Box */
+/** @typedef {ImageBitmap | OffscreenCanvas} Picture */
 /** @typedef {{kind: "stroke", erase: boolean, size: number, points: Point[]}} Stroke */
-/** @typedef {Stroke | {kind: "invert"} | {kind: "clear"} | {kind: "picture", bitmap: ImageBitmap}} Mark */
+/** @typedef {Stroke | {kind: "invert"} | {kind: "clear"} | {kind: "picture", picture: Picture, box: Box}} Mark */
 
 const OPAQUE = 128; // from this alpha on a pixel counts as painted: the edge of a brush is soft
 
@@ -69,10 +71,11 @@ export class Mask {
 
   /**
    * Begin with a mask that there is: what is white in it counts as painted.
-   * @param {ImageBitmap} bitmap
+   * @param {Picture} picture
+   * @param {Box} box where it lies
    */
-  load(bitmap) {
-    this.#add({ kind: "picture", bitmap });
+  load(picture, box) {
+    this.#add({ kind: "picture", picture, box });
   }
 
   /** Take back the last mark. */
@@ -123,7 +126,7 @@ export class Mask {
         this.#context.clearRect(0, 0, width, height);
         break;
       case "picture":
-        drawPicture(this.#context, mark.bitmap);
+        drawPicture(this.#context, mark.picture, mark.box);
     }
     this.#context.globalCompositeOperation = "source-over";
   }
@@ -148,14 +151,16 @@ function drawStroke(context, { erase, size, points }) {
 
 /**
  * @param {OffscreenCanvasRenderingContext2D} context
- * @param {ImageBitmap} bitmap
+ * @param {Picture} picture
+ * @param {Box} box
  */
-function drawPicture(context, bitmap) {
+function drawPicture(context, picture, box) {
   const { width, height } = context.canvas;
-  context.drawImage(bitmap, 0, 0, width, height);
+  context.drawImage(picture, box.x, box.y, box.width, box.height);
   const pixels = context.getImageData(0, 0, width, height);
   for (let index = 0; index < pixels.data.length; index += 4) {
-    pixels.data.set([255, 255, 255, pixels.data[index]], index);
+    const [red, , , alpha] = pixels.data.subarray(index, index + 4);
+    pixels.data.set([255, 255, 255, (red * alpha) / 255], index);
   }
   context.putImageData(pixels, 0, 0);
 }

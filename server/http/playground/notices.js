@@ -1,4 +1,4 @@
-/** What the page says in passing: a line that goes by itself, and words for screen readers alone. */
+/** What the page says in passing: a line that goes by itself unless it is held, and words for screen readers alone. */
 
 import { byId, element } from "./elements.js";
 
@@ -11,10 +11,10 @@ const SHOWN_MS = 6000;
  */
 export function notice(words, action = null) {
   const line = element("div", { className: "notice" }, element("span", {}, words));
-  const leave = () => line.remove();
+  const leave = () => (line.matches(":hover, :focus-within") ? setTimeout(leave, SHOWN_MS) : line.remove());
   if (action) {
     const act = () => {
-      leave();
+      line.remove();
       action.act();
     };
     line.append(element("button", { type: "button", className: "button plain", onclick: act }, action.label));

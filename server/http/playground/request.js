@@ -100,6 +100,14 @@ export function fieldsOf(settings) {
   return fields;
 }
 
+/**
+ * How many pictures to expect; whether so many may be asked for is the server's to say.
+ * @param {Settings} settings
+ */
+export function expectedPictures({ num_images: count }) {
+  return Math.min(MAX_IMAGES, Math.max(1, Math.trunc(count || 1)));
+}
+
 /** A seed that nobody chose, as the server draws it. */
 export function drawnSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];

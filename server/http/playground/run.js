@@ -7,7 +7,7 @@
 import { blobOf, dataUriOf } from "./bytes.js";
 import { Failure } from "./failure.js";
 import { advanced, notBegun } from "./progress.js";
-import { MAX_PREVIEWS, fieldsOf, settingsOfPicture } from "./request.js";
+import { MAX_PREVIEWS, expectedPictures, fieldsOf, settingsOfPicture } from "./request.js";
 import { RunView } from "./run_view.js";
 
 /** @typedef {import("./store.js").Entry} Entry */
@@ -53,7 +53,7 @@ export class Run {
   cancel() {
     this.#aborter.abort();
     this.#end();
-    this.element.remove();
+    this.#view.leave();
   }
 
   /** Send it, again and again where that may help, and keep what comes. */
@@ -76,7 +76,7 @@ export class Run {
    * @param {Record<string, unknown>} body
    */
   async #follow(body) {
-    let progress = notBegun(this.#settings.num_images);
+    let progress = notBegun(expectedPictures(this.#settings));
     this.#view.show(progress);
     for await (const event of this.#api.generate(body, this.#aborter.signal)) {
       if (event.name === "done") {
@@ -125,7 +125,7 @@ export class Run {
       return this.#view.offerRetry(error.message, error.retryAfterS ?? 0);
     }
     if (this.#listeners.onFailure(error)) {
-      this.element.remove();
+      this.element.remove(); // the focus is at the field
     } else {
       this.#view.fail(error.message);
     }

@@ -1,10 +1,11 @@
 /** How a request looks while it runs and after: its pictures side by side, each with what it is doing. */
 
 import { actionButtons } from "./actions.js";
-import { element, iconButton } from "./elements.js";
+import { byId, element, iconButton } from "./elements.js";
 import { announce } from "./notices.js";
 import { canvasSize, NO_OUTPAINT } from "./outpaint.js";
 import { fractionOf, predictedOf, summaryOf, wordsOf } from "./progress.js";
+import { expectedPictures } from "./request.js";
 import { secondsText } from "./units.js";
 
 /** @typedef {import("./progress.js").Progress} Progress */
@@ -26,7 +27,7 @@ export class RunView {
   constructor(settings, { cancel, actions }) {
     this.#actions = actions;
     const size = canvasSize(settings, settings.outpaint ?? NO_OUTPAINT);
-    this.#tiles = Array.from({ length: settings.num_images || 1 }, (_, index) => tile(size, settings.seed + index));
+    this.#tiles = Array.from({ length: expectedPictures(settings) }, (_, index) => tile(size, settings.seed + index));
     this.#cancel = iconButton("close", "Cancel", cancel);
     const rows = element("div", { className: "tiles" }, ...this.#tiles.map(({ figure }) => figure));
     rows.dataset.count = String(this.#tiles.length);
@@ -36,8 +37,12 @@ export class RunView {
       "article",
       { className: "run", "aria-label": settings.prompt, "aria-busy": "true" },
       element("header", { className: "run-head" }, element("p", { className: "quoted" }, settings.prompt), this.#cancel),
-      rows,
-      element("footer", { className: "run-foot" }, this.#state, this.#foot),
+      element(
+        "div",
+        { className: "run-body" },
+        rows,
+        element("footer", { className: "run-foot" }, this.#state, this.#foot),
+      ),
     );
   }
 
@@ -103,7 +108,7 @@ export class RunView {
     this.#stop(message);
     this.element.classList.add("failed");
     this.#state.setAttribute("role", "alert");
-    this.#foot.replaceChildren(iconButton("close", "Dismiss", () => this.element.remove()));
+    this.#foot.replaceChildren(iconButton("close", "Dismiss", () => this.leave()));
   }
 
   /**
@@ -130,6 +135,19 @@ export class RunView {
     });
   }
 
+  /** Go; who was in it is on the stage then. */
+  leave() {
+    this.#passOn(this.element);
+    this.element.remove();
+  }
+
+  /** @param {HTMLElement} leaving */
+  #passOn(leaving) {
+    if (leaving.contains(document.activeElement)) {
+      byId("stage").focus({ preventScroll: true });
+    }
+  }
+
   /** @param {string} words */
   #say(words) {
     this.#state.textContent = words;
@@ -138,6 +156,7 @@ export class RunView {
   /** @param {string} words */
   #stop(words) {
     this.#say(words);
+    this.#passOn(this.#cancel);
     this.#cancel.remove();
     this.element.removeAttribute("aria-busy");
     for (const { bar, words: line } of this.#tiles) {

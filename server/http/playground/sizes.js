@@ -10,6 +10,8 @@ export const SIDE_MULTIPLE = 16;
 
 /** @typedef {{width: number, height: number}} Size in pixels */
 
+/** @typedef {{x: number, y: number, width: number, height: number}} Box in pixels */
+
 /** Width to height, from the tallest to the widest. */
 export const SHAPES = [
   { name: "9:16", ratio: 9 / 16 },
@@ -60,10 +62,27 @@ export function fittingSize({ width, height }, area) {
  * The part of a picture that fills `target` without being stretched: its middle.
  * @param {Size} picture
  * @param {Size} target
- * @returns {{x: number, y: number, width: number, height: number}}
+ * @returns {Box}
  */
 export function coveringPart(picture, target) {
   const scale = Math.max(target.width / picture.width, target.height / picture.height);
   const [width, height] = [target.width / scale, target.height / scale];
   return { x: (picture.width - width) / 2, y: (picture.height - height) / 2, width, height };
+}
+
+/**
+ * Where a part of a picture comes to lie when another part of it fills `target`.
+ * @param {Box} part
+ * @param {Box} shown
+ * @param {Size} target
+ * @returns {Box}
+ */
+export function placeOfPart(part, shown, target) {
+  const [across, down] = [target.width / shown.width, target.height / shown.height];
+  return {
+    x: (part.x - shown.x) * across,
+    y: (part.y - shown.y) * down,
+    width: part.width * across,
+    height: part.height * down,
+  };
 }

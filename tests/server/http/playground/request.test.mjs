@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { fieldsOf, fileName, settingsOf, settingsOfPicture } from "../../../../server/http/playground/request.js";
+import { expectedPictures, fieldsOf, fileName, settingsOf, settingsOfPicture } from "../../../../server/http/playground/request.js";
 
 const TEXTS = {
   prompt: "a cat",
@@ -60,4 +60,12 @@ test("files are called after the beginning of the prompt and the seed", () => {
   assert.equal(name("Größe ../../etc/passwd", "image/jpeg"), "größe-etc-passwd-42.jpg");
   assert.equal(name("…", "image/webp"), "picture-42.webp");
   assert.ok(name("word ".repeat(40)).length <= 60);
+});
+
+test("nonsense in the number of pictures does not fill the page", () => {
+  const counts = [undefined, NaN, -3, 0, 1, 2.5, 8, 9, 1e12];
+  assert.deepEqual(
+    counts.map((count) => expectedPictures({ ...settingsOf(TEXTS), num_images: count })),
+    [1, 1, 1, 1, 1, 2, 8, 8, 8],
+  );
 });

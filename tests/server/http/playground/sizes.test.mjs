@@ -9,6 +9,7 @@ import {
   coveringPart,
   fittingSize,
   nearestSide,
+  placeOfPart,
   sizeOf,
 } from "../../../../server/http/playground/sizes.js";
 
@@ -44,4 +45,12 @@ test("a picture of an allowed size stays as it is, another one becomes as large 
 test("the middle of a picture is kept, and nothing is stretched", () => {
   const part = coveringPart({ width: 400, height: 200 }, { width: 256, height: 256 });
   assert.deepEqual(part, { x: 100, y: 0, width: 200, height: 200 });
+});
+
+test("what was painted on a part lies where that part is in another one", () => {
+  const picture = { width: 400, height: 200 };
+  const square = coveringPart(picture, { width: 256, height: 256 });
+  const whole = coveringPart(picture, { width: 512, height: 256 });
+  assert.deepEqual(placeOfPart(square, whole, { width: 512, height: 256 }), { x: 128, y: 0, width: 256, height: 256 });
+  assert.deepEqual(placeOfPart(whole, square, { width: 256, height: 256 }), { x: -128, y: 0, width: 512, height: 256 });
 });
