@@ -35,9 +35,10 @@ class AdapterFiles:
             log.warning("adapter_hidden", adapter=name, by="--lora")
 
     def all(self) -> tuple[AdapterFile, ...]:
-        """Return every file that is served."""
+        """Return every file that is served, if the model takes it; those of the settings are required."""
         return tuple(
-            AdapterFile(name=name, path=str(path)) for name, path in (self._put | self._given).items()
+            AdapterFile(name=name, path=str(path), required=name in self._given)
+            for name, path in (self._put | self._given).items()
         )
 
     def is_given(self, name: str) -> bool:

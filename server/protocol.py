@@ -22,10 +22,14 @@ MAX_TO_FRONT_BYTES: Final = 32 << 20
 
 
 class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A LoRA's file on this machine, and the name that it goes by."""
+    """A LoRA's file on this machine, and the name that it goes by.
+
+    Without one that is `required` a worker does not start; of another it says so in the log.
+    """
 
     name: str
     path: str
+    required: bool = False
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):

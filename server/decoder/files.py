@@ -7,6 +7,7 @@ left behind.
 
 import binascii
 import io
+import re
 from typing import Final, Literal
 
 from PIL import (
@@ -24,6 +25,11 @@ SIGNATURES: Final = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIF
 NAMES: Final = {"PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP"}
 FORMAT_RULE: Final = "a PNG, JPEG or WebP picture"
 MAX_SIDE: Final = 32768
+# Cameras write one scan and the web some ten; 300 kB of thousands keep a decoder busy for minutes.
+MAX_SCANS: Final = 100
+SEGMENT: Final = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # what else follows 0xFF has no length
+SCAN: Final = b"\xda"
+END: Final = b"\xd9"
 ORIENTATION: Final = 0x0112
 UPRIGHT: Final = {  # the values of EXIF's orientation, and what undoes them
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,6 +70,8 @@ def open_picture(sent: Sent, *, max_pixels: int) -> Image.Image:
         raise Unusable("empty")
     if kind is None:
         raise Unusable("a file of another kind")
+    if kind == "JPEG" and (scans := _scans(data)) > MAX_SCANS:
+        raise Unusable(f"a JPEG picture in {scans} scans", f"at most {MAX_SCANS} scans")
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound, which is another one
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
@@ -92,6 +100,15 @@ def _from_base64(text: bytes) -> bytes:
         return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
     except binascii.Error:
         raise Unusable(f"text of {len(text)} characters that is not base64") from None
+
+
+def _scans(jpeg: bytes) -> int:
+    """Count how often the decoder would go over all pixels; what is inside of segments or follows is none."""
+    at, scans = 2, 0
+    while (segment := SEGMENT.search(jpeg, at)) is not None and segment[1] != END:
+        scans += segment[1] == SCAN
+        at = segment.end() + max(2, int.from_bytes(jpeg[segment.end() : segment.end() + 2]))
+    return scans
 
 
 def _check_size(image: Image.Image, *, max_pixels: int) -> None:

@@ -7,7 +7,7 @@ loop until it is told to stop or the front end is gone.
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from server.batcher import Lane
 from server.costs import Costs, Shape
 from server.generation import AdapterInfo, ModelInfo
 from server.inherited import arguments, take_end
-from server.protocol import Fatal, Ready, Start
+from server.protocol import AdapterFile, AdapterLoaded, Fatal, LoadAdapter, Ready, Start
 from server.worker.adapters import Adapters
 from server.worker.calibrate import calibrated, keep
 from server.worker.connection import Connection
@@ -66,7 +66,7 @@ def main() -> int:
     try:
         pipeline = _load(start)
         adapters = Adapters(partial(_load_adapter, pipeline), start.adapters_limit_bytes)
-        served = tuple(adapters.add(file) for file in start.adapters)
+        served = tuple(_served(adapters, start.adapters))
     except (CheckpointError, ValueError, OSError) as error:
         connection.send(Fatal(message=str(error)))
         return EXIT_CHECKPOINT
@@ -116,6 +116,18 @@ def _load(start: Start) -> Pipeline:
             allow_pickle=start.allow_pickle,
             progress=progress,
         )
+
+
+def _served(adapters: Adapters, files: Sequence[AdapterFile]) -> Iterator[AdapterInfo]:
+    """Load what is served from the start; raises `CheckpointError` for what the settings have.
+
+    What was put may have been put for another model or with more room; the server starts without it.
+    """
+    for file in files:
+        if file.required:
+            yield adapters.add(file)
+        elif isinstance(answer := adapters.answer(LoadAdapter(file=file)), AdapterLoaded):
+            yield answer.adapter
 
 
 def _load_adapter(pipeline: Pipeline, path: Path, limit_bytes: int) -> Adapter:

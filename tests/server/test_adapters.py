@@ -238,6 +238,10 @@ def test_what_the_settings_give_is_there_at_the_start_and_stays(tmp_path: Path) 
     async def story() -> None:
         async with world(folder, given={"style": given}) as here:
             assert here.names() == {"style": "d1", "kept": "d2"}
+            assert {each.name: each.required for each in here.engine.adapters.files.all()} == {
+                "style": True,
+                "kept": False,
+            }
             with pytest.raises(InvalidRequest, match="'style', which was given with --lora"):
                 await here.engine.adapters.remove("style")
             with pytest.raises(InvalidRequest, match="'style', which was given with --lora"):

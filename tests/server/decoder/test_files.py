@@ -135,6 +135,21 @@ HOSTILE = {
 }
 
 
+def test_a_picture_in_more_scans_than_anybody_writes_is_refused() -> None:
+    data = file_of(gradient(), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    some, many = (data[:-2] + last * times + data[-2:] for times in (20, 200))
+    assert read(some).size == gradient().size
+    with pytest.raises(Unusable, match=r"^a JPEG picture in 2\d\d scans$"):
+        read(many)
+
+
+def test_what_looks_like_scans_beside_the_picture_is_none() -> None:
+    marks = b"\xff\xda" * 1000
+    data = file_of(gradient(), "JPEG", comment=marks) + marks  # phones put a film behind it
+    assert read(data).size == gradient().size
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_picture_is_refused_and_named(name: str) -> None:
     data, found = HOSTILE[name]
