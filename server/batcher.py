@@ -258,21 +258,28 @@ class Batcher:
         return list(dict.fromkeys([*front, *order]))
 
     def _texts(self, order: Sequence[_Place], now: float) -> list[_Place]:
-        """Choose the texts to encode before the next step: of those who join it, and what pays to add."""
+        """Choose the texts to encode before the next step: of those who join it, and what pays to add.
+
+        Sharing saves a text its part of the fixed cost; sources are encoded one by one, which saves nothing.
+        """
         company = self._company(order, Phase.TEXT, Phase.DENOISE, now=now)
         chosen = [place for place in company if place.entry.phase is Phase.TEXT][:MAX_TEXTS]
         if not chosen:
             return []
         fixed_s = self.costs.table.text_fixed_s
-        rows_s = sum(max(0.0, place.bill.text_s - fixed_s) for place in chosen)
+
+        def own_s(place: _Place) -> float:
+            return max(0.0, place.bill.text_s - place.bill.source_s - fixed_s)
+
+        rows_s = sum(own_s(place) for place in chosen)
         for place in order:
-            row_s = max(0.0, place.bill.text_s - fixed_s)
-            if place.entry.phase is not Phase.TEXT or place in chosen:
-                continue
-            saved_s = fixed_s * _part(row_s, rows_s + row_s)
             if len(chosen) == MAX_TEXTS:
                 break
-            if self._pays(saved_s, row_s, kept=len(company)):
+            if place.entry.phase is not Phase.TEXT or place in chosen:
+                continue
+            row_s = own_s(place)
+            saved_s = fixed_s * _part(row_s, rows_s + row_s)
+            if self._pays(saved_s, row_s + place.bill.source_s, kept=len(company)):
                 chosen.append(place)
                 rows_s += row_s
         return chosen

@@ -14,12 +14,11 @@ from kernels.inspect import ARCHITECTURES
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def printed() -> list[dict[str, str]]:
+def inspected(*arguments: str) -> list[dict[str, str]]:
     """What `python -m kernels.inspect` prints, in a process of its own: here kernels are interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ended = subprocess.run(
-        [sys.executable, "-m", "kernels.inspect", "--dtypes", "bfloat16"],
+        [sys.executable, "-m", "kernels.inspect", *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -27,6 +26,12 @@ def printed() -> list[dict[str, str]]:
         check=True,
     )
     return list(csv.DictReader(io.StringIO(ended.stdout)))
+
+
+@pytest.fixture(scope="module")
+def printed() -> list[dict[str, str]]:
+    """The rows of every kernel in bfloat16."""
+    return inspected("--dtypes", "bfloat16")
 
 
 @pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: f"sm_{architecture}")
@@ -43,6 +48,13 @@ def test_nothing_spills_and_everything_fits(reports: list[dict[str, str]]) -> No
         assert (report["spilled_bytes"], report["stack_bytes"]) == ("0", "0"), report
         limit = ARCHITECTURES[int(report["architecture"].removeprefix("sm_"))]
         assert int(report["shared_bytes"]) <= limit, report
+
+
+def test_adapters_of_the_highest_rank_fit_in_float32_too() -> None:
+    """Where there is least: 99 KiB of shared memory and no tensor memory."""
+    (report,) = inspected("--architectures", "89", "--dtypes", "float32", "--only", "low_rank_add 128")
+    assert (report["spilled_bytes"], report["stack_bytes"]) == ("0", "0"), report
+    assert int(report["shared_bytes"]) <= ARCHITECTURES[89], report
 
 
 def test_attention_and_products_use_what_the_architecture_has(reports: list[dict[str, str]]) -> None:

@@ -28,11 +28,11 @@ def change(
     return LowRank(down, up, outputs, scale)
 
 
-def company(dtype: torch.dtype = torch.float32) -> list[Update]:
+def company(dtype: torch.dtype = torch.float32, *, scale: float = 1.0) -> list[Update]:
     """Two changes of the same rows, q and v of others, and rows between that have none."""
     whole, wide = (
-        change(rank, Span(0, WIDTH), seed=rank, dtype=dtype, scale=scale)
-        for rank, scale in ((3, 0.5), (40, -2.0))
+        change(rank, Span(0, WIDTH), seed=rank, dtype=dtype, scale=scale * own)
+        for rank, own in ((3, 0.5), (40, -2.0))
     )
     q, v = change(1, Span(0, 50), seed=8, dtype=dtype), change(17, Span(100, 50), seed=9, dtype=dtype)
     first, last = Span(2, 1), Span(9, 130)
@@ -94,6 +94,20 @@ def test_a_span_is_the_same_in_any_company() -> None:
     moved = [Update(Span(0, 130), update.change) for update in own]
     elsewhere = added(low_rank.low_rank_add, x[9:139], before[9:139].clone(), moved)
     assert torch.equal(elsewhere, together[9:139])
+
+
+def test_layers_with_the_same_work_share_its_tiles_and_have_their_own_changes() -> None:
+    x, before = random(141, DEPTH, seed=0), random(141, WIDTH, seed=1)
+    by_layer = {"whole": company(), "alike": company(scale=2.0), "other": company()[:2]}
+    together = Updates.build_all(by_layer, DEVICE)
+    assert together["whole"].tiles is together["alike"].tiles is not together["other"].tiles
+    results = []
+    for layer, each in by_layer.items():
+        out = before.clone()
+        low_rank.low_rank_add(x, together[layer], out)
+        assert torch.equal(out, added(low_rank.low_rank_add, x, before.clone(), each))
+        results.append(out)
+    assert not torch.equal(results[0], results[1])
 
 
 def test_no_update_is_no_launch() -> None:

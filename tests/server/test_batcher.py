@@ -198,6 +198,18 @@ def test_a_source_that_waits_keeps_no_text_behind_it_from_coming_along() -> None
     assert planned(made) == ("encode", ["first", "last"])
 
 
+@pytest.mark.parametrize(("source_s", "together"), [(7.0, ["text", "started"]), (10.0, ["text"])])
+def test_a_source_that_comes_along_saves_only_what_its_text_saves(
+    source_s: float, together: list[str]
+) -> None:
+    """Half a second of the fixed one, which is worth eight."""
+    table = msgspec.structs.replace(PER_ROW, text_fixed_s=1.0, text_row_s=1e-5, source_fixed_s=source_s)
+    text = entry("text", phase=Phase.TEXT)
+    started = entry("started", SIZES[2], phase=Phase.TEXT, has_source=True)
+    text.txt_rows = started.txt_rows = 64
+    assert planned(batcher(text, started, table=table)) == ("encode", together)
+
+
 def test_texts_that_keep_coming_do_not_keep_the_others_from_stepping() -> None:
     made = batcher(entry("a", steps=3))
     turns = []
