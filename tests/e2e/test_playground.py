@@ -158,7 +158,7 @@ def test_a_person_with_a_keyboard_alone_can_do_it_all(server: Server, visit: Vis
 def test_the_gallery_is_in_sight_beside_a_picture(server: Server, visit: Visit) -> None:
     visit.page.set_viewport_size({"width": 1280, "height": 860})
     visit.open(server.url)
-    visit.generate("a blue house in a meadow")
+    visit.generate("a blue house in a meadow", num_inference_steps=1)
     visit.finished()
     expect(visit.page.locator(".thumb")).to_be_in_viewport(ratio=1)
     picture, actions = (visit.page.locator(name).bounding_box() for name in (".tile", ".run .actions"))
@@ -170,7 +170,7 @@ def test_the_gallery_is_in_sight_beside_a_picture(server: Server, visit: Visit) 
 def test_only_what_is_painted_is_drawn_anew(server: Server, visit: Visit) -> None:
     visit.open(server.url)
     page = visit.page
-    visit.generate("a blue house in a meadow", seed=3)
+    visit.generate("a blue house in a meadow", seed=3, num_inference_steps=1)
     before = pixels(visit.finished())
     page.get_by_role("button", name="Start from it").click()
     canvas = page.locator("#canvas")
@@ -191,7 +191,7 @@ def test_only_what_is_painted_is_drawn_anew(server: Server, visit: Visit) -> Non
 def test_handles_extend_the_canvas_and_the_picture_stays(server: Server, visit: Visit) -> None:
     visit.open(server.url)
     page = visit.page
-    visit.generate("a blue house in a meadow", seed=3)
+    visit.generate("a blue house in a meadow", seed=3, num_inference_steps=1)
     before = pixels(visit.finished())
     page.get_by_role("button", name="Start from it").click()
     handle = page.locator(".handle.right")
@@ -254,7 +254,7 @@ def painted(page: Page) -> int:
 def test_what_is_copied_makes_the_same_picture(server: Server, visit: Visit, tmp_path: Path) -> None:
     visit.open(server.url)
     page = visit.page
-    visit.generate("a 'red' \"boat\" for $HOME, `date` \\ 5%", seed=9)
+    visit.generate("a 'red' \"boat\" for $HOME, `date` \\ 5%", seed=9, num_inference_steps=1)
     visit.finished()
     page.get_by_role("button", name="Start from it").click()
     canvas = page.locator("#canvas")

@@ -167,6 +167,7 @@ def test_what_is_dropped_and_no_picture_is_refused_in_words(
     fake: tuple[FakeEngine, str], visit: Visit
 ) -> None:
     visit.open(fake[1])
+    expect(visit.page.locator("#state")).to_have_text(re.compile("Ready|Busy"))
     visit.page.evaluate(
         """() => {
             const given = new DataTransfer();

@@ -22,11 +22,12 @@ export class Machine {
   #onReady;
   #state = "loading";
   #inView = true;
+  #looking = false;
   #timer = 0;
   #meters = {
     backlog: meter("Backlog", 1),
     predicted: meter("A picture now", 0.5),
-    latency: meter("Latency, half and 95 %", 0.5),
+    latency: meter("Latency, p50 · p95", 0.5),
     pictures: meter("Waiting and running", 4),
   };
 
@@ -49,13 +50,19 @@ export class Machine {
     this.look();
   }
 
-  /** Ask now. */
+  /** Ask now, unless an answer is on its way. */
   async look() {
     clearTimeout(this.#timer);
+    if (this.#looking) {
+      return;
+    }
+    this.#looking = true;
     try {
       await this.#show(await this.#api.status());
     } catch (error) {
       this.#fail(error);
+    } finally {
+      this.#looking = false;
     }
     this.#again(this.#state === "ready" ? PERIOD_MS : LOADING_PERIOD_MS);
   }

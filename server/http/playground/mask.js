@@ -159,8 +159,8 @@ function drawPicture(context, picture, box) {
   context.drawImage(picture, box.x, box.y, box.width, box.height);
   const pixels = context.getImageData(0, 0, width, height);
   for (let index = 0; index < pixels.data.length; index += 4) {
-    const [red, , , alpha] = pixels.data.subarray(index, index + 4);
-    pixels.data.set([255, 255, 255, (red * alpha) / 255], index);
+    const alpha = (pixels.data[index] * pixels.data[index + 3]) / 255;
+    pixels.data.set([255, 255, 255, alpha], index);
   }
   context.putImageData(pixels, 0, 0);
 }
