@@ -81,6 +81,8 @@ class Adapters:
             reason = str(error).removeprefix(f"{file.path}: ")
         except torch.OutOfMemoryError:
             reason = "the device has too little memory for it"
+        except (MemoryError, OSError):
+            reason = "the file cannot be read now"
         log.warning("adapter_refused", adapter=file.name, reason=reason)
         return AdapterRefused(name=file.name, reason=reason)
 

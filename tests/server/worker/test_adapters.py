@@ -83,6 +83,7 @@ def test_dropping_what_is_not_there_is_no_fault() -> None:
     [
         (CheckpointError("/host/secret/d1: is truncated"), "is truncated"),
         (torch.OutOfMemoryError("CUDA"), "the device has too little memory for it"),
+        (OSError("/host/secret/d1"), "the file cannot be read now"),
     ],
 )
 def test_a_file_that_does_not_load_is_refused_without_its_place(failure: Exception, reason: str) -> None:
