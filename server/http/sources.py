@@ -7,6 +7,7 @@ came of it. Messages name fields and never carry a picture.
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -64,6 +65,13 @@ class Start:
     blur: int = 0
     bare: bool = False
     names: Names = field(default_factory=Names)
+
+
+def check_without_image(given: Mapping[str, object], *, image: str = "image") -> None:
+    """Raise `InvalidRequest` for the first of these fields that has a value: it needs `image`."""
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidRequest(f"{name} is given without {image}; allowed: only with {image}", field=name)
 
 
 @dataclass(frozen=True, slots=True)
