@@ -45,6 +45,10 @@ class AdapterFiles:
         """Whether the settings have this name: then it stays as it is."""
         return name in self._given
 
+    def is_put(self, name: str) -> bool:
+        """Whether a file was put under this name, whether the workers took it at the start or not."""
+        return name in self._put
+
     def clear_uploads(self) -> None:
         """Remove what an earlier process did not finish."""
         for path in self._folder.glob(f"{UPLOAD_PREFIX}*"):

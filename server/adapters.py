@@ -106,12 +106,16 @@ class Adapters:
         return info
 
     async def remove(self, name: str) -> None:
-        """Serve an adapter no longer; raises `NotFound`, `InvalidRequest` or `StorageUnavailable`."""
+        """Serve an adapter no longer, or remove one that was put and that the workers left out.
+
+        Raises `NotFound`, `InvalidRequest`, `NotReady` or `StorageUnavailable`.
+        """
         async with self._changing:
             if not self._known:
                 raise NotReady("the model is still being loaded", retry_after_s=RETRY_SOON_S)
-            find(name, self.served, field="name", kind=NotFound)
             self.check_free(name)
+            if not self.files.is_put(name):
+                raise NotFound(_unknown(name, self.served, field="name"), field="name")
             self.files.remove(name)
             self.served = tuple(each for each in self.served if each.name != name)
             self._bring_all_up_to_date()
@@ -171,16 +175,16 @@ class Adapters:
             each.start_message = msgspec.structs.replace(each.start_message, adapters=self.files.all())
 
 
-def find(
-    name: str, served: Sequence[AdapterInfo], *, field: str, kind: type[InvalidRequest] = InvalidRequest
-) -> AdapterInfo:
-    """Return what a name means; raises `kind` for one that means nothing."""
+def find(name: str, served: Sequence[AdapterInfo], *, field: str) -> AdapterInfo:
+    """Return what a name means; raises `InvalidRequest` for one that means nothing."""
     if found := next((each for each in served if each.name == name), None):
         return found
+    raise InvalidRequest(_unknown(name, served, field=field), field=field)
+
+
+def _unknown(name: str, served: Sequence[AdapterInfo], *, field: str) -> str:
     known = ", ".join(each.name for each in served) or "none"
-    raise kind(
-        f"{field} is {name[:100]!a}, which is no adapter of this server; there are: {known}", field=field
-    )
+    return f"{field} is {name[:100]!a}, which is no adapter of this server; there are: {known}"
 
 
 def identified(asked: Sequence[Adapter], served: Sequence[AdapterInfo], *, field: str) -> tuple[Adapter, ...]:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from server.geometry import Borders
+from server.geometry import Borders, Size, can_be_made
 from server.protocol import ProtocolError
 
 MAX_TO_FRONT_BYTES: Final = 16 << 20  # 1536x1536 with mask and blend is 11.8 MB
@@ -96,8 +96,28 @@ def read_question(body: bytes) -> Decode:
 
 
 def read_answer(body: bytes) -> FromDecoder:
-    """Decode what a decoder sent; raises `ProtocolError` for anything else."""
+    """Decode what a decoder sent; raises `ProtocolError` for anything else.
+
+    Strangers' pictures may have taken a decoder over, so what it says of sizes is not believed.
+    """
     try:
-        return _answer_decoder.decode(body)
+        answer = _answer_decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ProtocolError(f"not a message of a decoder: {error}") from None
+    if isinstance(answer, Decoded):
+        _check_sizes(answer)
+    return answer
+
+
+def _check_sizes(answer: Decoded) -> None:
+    """Raise `ProtocolError` for a size that cannot be made, or pixels that are not of that size."""
+    if not can_be_made(Size(answer.width, answer.height)):
+        raise ProtocolError(f"a decoder says that a picture is {answer.width}x{answer.height}")
+    area = answer.width * answer.height
+    for name, part, length in (
+        ("pixels", answer.pixels, 3 * area),
+        ("mask", answer.mask, area),
+        ("blend", answer.blend, area),
+    ):
+        if part is not None and len(part) != length:
+            raise ProtocolError(f"a decoder sends {len(part)} bytes of {name}, not {length}")

@@ -44,6 +44,11 @@ class Canvas(NamedTuple):
         )
 
 
+def can_be_made(size: Size) -> bool:
+    """Return whether the model makes pictures of this size."""
+    return all(MIN_SIDE <= side <= MAX_SIDE and side % SIDE_MULTIPLE == 0 for side in size)
+
+
 def nearest_side(pixels: float) -> int:
     """Return the side nearest to this one that can be made."""
     return min(MAX_SIDE, max(MIN_SIDE, round(pixels / SIDE_MULTIPLE) * SIDE_MULTIPLE))

@@ -36,12 +36,17 @@ class ImageUrls:
         # Once: it reads some 140 certificates, which takes 15 ms and would be in everybody's way.
         self._tls = None if addresses is None else ssl.create_default_context()
 
-    async def fetch(self, url: str, *, field: str) -> bytes:
-        """Return what is at `url`; raises `InvalidRequest`. `field` is the client's name for it."""
+    def check_allowed(self, *, field: str) -> Addresses:
+        """Return which addresses may be asked; raises `InvalidRequest` where no URL is allowed."""
         if self._addresses is None:
             message = f"{field} is a URL; allowed here: the picture itself, since --allow-image-urls is off"
             raise InvalidRequest(message, field=field)
-        parts = await check_url(url, self._addresses, field=field)
+        return self._addresses
+
+    async def fetch(self, url: str, *, field: str) -> bytes:
+        """Return what is at `url`; raises `InvalidRequest`. `field` is the client's name for it."""
+        addresses = self.check_allowed(field=field)
+        parts = await check_url(url, addresses, field=field)
         shown = f"{parts.scheme}://{parts.netloc[:60]}"
         headers = {
             "Host": parts.netloc,
@@ -54,7 +59,7 @@ class ImageUrls:
                 self._turns,
                 asyncio.timeout(self.fetch_s),
                 httpcore.AsyncConnectionPool(
-                    ssl_context=self._tls, network_backend=CheckedBackend(self._addresses)
+                    ssl_context=self._tls, network_backend=CheckedBackend(addresses)
                 ) as pool,
                 pool.stream("GET", target_of(parts), headers=list(headers.items())) as answer,
             ):

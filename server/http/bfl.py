@@ -37,7 +37,7 @@ from server.http.outputs import Outputs
 from server.http.pictures import Picture, pictures_response
 from server.http.seeds import given_or_drawn
 from server.http.sizes import nearest_size
-from server.http.sources import REPAINT, Names, Sources, Start
+from server.http.sources import REPAINT, Names, Sources, Start, check_without_image
 from server.job import Job, JobKey, JobState, Webhook
 from server.job_store import Delivery
 from server.jobs import Jobs
@@ -171,13 +171,14 @@ def to_request(body: FluxBody, model: ModelInfo | None, leniency: Leniency, *, i
 
 
 def start_of(body: FluxBody) -> Start | None:
-    """Return what a request starts from, if that is a picture; without one nothing is said of it.
+    """Return what a request starts from, if that is a picture; raises `InvalidRequest` for a mask alone.
 
     A size of another proportion is covered, and the rest cut off.
     """
-    name = "image_prompt" if body.input_image is None else "input_image"
-    image: InputPicture | None = getattr(body, name)
+    names = Names(image="image_prompt" if body.input_image is None else "input_image", mask="mask")
+    image: InputPicture | None = getattr(body, names.image)
     if image is None:
+        check_without_image({names.mask: body.mask}, image=names.image)
         return None
     kept = body.image_prompt_strength
     named = body.model_fields_set & {"width", "height", "aspect_ratio"}
@@ -191,7 +192,7 @@ def start_of(body: FluxBody) -> Start | None:
         height=height,
         fit=Fit.CROP,
         bare=True,
-        names=Names(image=name, mask="mask"),
+        names=names,
     )
 
 

@@ -39,7 +39,7 @@ from server.http.leniency import Leniency
 from server.http.pictures import Picture
 from server.http.seeds import given_or_drawn
 from server.http.sizes import nearest_size
-from server.http.sources import REPAINT, STRENGTH_RULE, Names, Start
+from server.http.sources import REPAINT, STRENGTH_RULE, Names, Start, check_without_image
 from server.job import StoredImage
 
 APPS: Final = (
@@ -230,11 +230,13 @@ def to_request(
 
 
 def start_of(sent: Input) -> Start | None:
-    """Return what a request starts from, if that is a picture; without one nothing is said of it.
+    """Return what a request starts from, if that is a picture; raises `InvalidRequest` for a mask alone.
 
     A size of another proportion is covered, and the rest cut off.
     """
+    names = Names(image="image_url", mask="mask_url")
     if sent.image_url is None:
+        check_without_image({names.mask: sent.mask_url}, image=names.image)
         return None
     named = "image_size" in sent.model_fields_set
     width, height = nearest_size(sent.image_size.width, sent.image_size.height) if named else (None, None)
@@ -246,7 +248,7 @@ def start_of(sent: Input) -> Start | None:
         width=width,
         height=height,
         fit=Fit.CROP,
-        names=Names(image="image_url", mask="mask_url"),
+        names=names,
     )
 
 

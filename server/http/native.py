@@ -44,7 +44,7 @@ from server.http.native_answer import EVENTS_EXAMPLE, EVENTS_TEXT, NativeScript,
 from server.http.pictures import picture_response, pictures_response
 from server.http.seeds import given_or_drawn
 from server.http.sizes import Side
-from server.http.sources import REPAINT, STRENGTH_RULE, Sources, Start
+from server.http.sources import REPAINT, STRENGTH_RULE, Sources, Start, check_without_image
 from server.http.story import event_response
 from server.idempotency import Answers
 from server.reuse import picture_key
@@ -308,10 +308,8 @@ def start_of(body: GenerateBody) -> Start | None:
     """Return what the request starts from, if that is a picture; raises `InvalidRequest`."""
     borders = None if body.outpaint is None else Borders(**body.outpaint.model_dump())
     if body.image is None:
-        for name in ("mask_image", "strength", "outpaint", "preserve"):
-            if getattr(body, name) is not None:
-                message = f"{name} is given without image; allowed: only with image"
-                raise InvalidRequest(message, field=name)
+        needing = ("mask_image", "strength", "outpaint", "preserve")
+        check_without_image({name: getattr(body, name) for name in needing})
         return None
     for name, side in (("width", body.width), ("height", body.height)):
         if borders is not None and side is not None:

@@ -57,20 +57,23 @@ class OwnFiles:
     outputs: Outputs
     uploads: Uploads
 
-    async def find(self, http: Request, url: str, *, field: str) -> bytes | None:
-        """Return what is at a URL of this server; None for any other.
-
-        Raises `InvalidRequest` for what is not there; `field` is the client's name for the URL.
-        """
+    def has_place(self, http: Request, url: str) -> bool:
+        """Return whether a URL is one of this server's files, whether there is such a file or not."""
         base_url = self.outputs.base_url(http)
+        return url.startswith(f"{base_url}/files/") or self._upload_at(url, base_url) is not None
+
+    async def read(self, http: Request, url: str, *, field: str) -> bytes:
+        """Return what is at a URL of this server; raises `InvalidRequest` for what is not there.
+
+        `field` is the client's name for the URL.
+        """
+        base_url, found = self.outputs.base_url(http), None
         if (name := url.removeprefix(f"{base_url}/files/")) != url:
             picture = await asyncio.to_thread(self.outputs.files.read, name)
             found = None if picture is None else picture.data
         elif (id := self._upload_at(url, base_url)) is not None:
             upload = await asyncio.to_thread(self.uploads.read, key_of(http), id)
             found = None if upload is None else upload.data
-        else:
-            return None
         if found is None:
             message = f"{field} is the URL of a file that is not there; allowed: one that has not expired"
             raise InvalidRequest(message, field=field)

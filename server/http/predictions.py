@@ -27,7 +27,7 @@ from server.http.leniency import Leniency
 from server.http.pictures import Picture
 from server.http.seeds import given_or_drawn
 from server.http.sizes import size_of
-from server.http.sources import REPAINT, STRENGTH_RULE, Names, Start
+from server.http.sources import REPAINT, STRENGTH_RULE, Names, Start, check_without_image
 
 MAX_OUTPUTS: Final = 4
 FORMATS: Final[dict[str, ImageFormat]] = {"webp": "webp", "jpg": "jpeg", "png": "png"}
@@ -171,15 +171,17 @@ def to_request(
 
 
 def start_of(sent: Input, *, field: str = "input") -> Start | None:
-    """Return what a prediction starts from, if that is a picture; without one nothing is said of it."""
+    """Return what a prediction starts from, if it is a picture; raises `InvalidRequest` for a mask alone."""
+    names = Names(image=f"{field}.image", mask=f"{field}.mask")
     if sent.image is None:
+        check_without_image({names.mask: sent.mask}, image=names.image)
         return None
     return Start(
         image=sent.image,
         mask=sent.mask,
         strength=sent.prompt_strength,
         mask_strength=REPAINT,
-        names=Names(image=f"{field}.image", mask=f"{field}.mask"),
+        names=names,
     )
 
 

@@ -7,6 +7,7 @@ came of it. Messages name fields and never carry a picture.
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -64,6 +65,13 @@ class Start:
     blur: int = 0
     bare: bool = False
     names: Names = field(default_factory=Names)
+
+
+def check_without_image(given: Mapping[str, object], *, image: str = "image") -> None:
+    """Raise `InvalidRequest` for the first of these fields that has a value: it needs `image`."""
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidRequest(f"{name} is given without {image}; allowed: only with {image}", field=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +141,19 @@ class Sources:
         if isinstance(content, bytes):
             return Sent(data=memoryview(content), base64=False)
         if content.startswith(WEB):
-            await exchange_of(http).take_room(self.urls.limit_bytes)
-            found = await self.own.find(http, content, field=name)
-            if found is None:
-                found = await self.urls.fetch(content, field=name)
-            return Sent(data=memoryview(found), base64=False)
+            return Sent(data=memoryview(await self._at(http, content, name)), base64=False)
         head = DATA_URI.match(content[:200])
         if (head is None and (not bare or content.startswith("data:"))) or not content.isascii():
             rule = BASE64_RULE if bare else PICTURE_RULE
             raise InvalidRequest(f"{name} is {shown(content)}; allowed: {rule}", field=name)
         return Sent(data=memoryview(content.encode())[head.end() if head else 0 :], base64=True)
+
+    async def _at(self, http: Request, url: str, name: str) -> bytes:
+        """Return what is at a URL; one that is refused whatever is there takes no room from others."""
+        ours = self.own.has_place(http, url)
+        if not ours:
+            self.urls.check_allowed(field=name)
+        await exchange_of(http).take_room(self.urls.limit_bytes)
+        if ours:
+            return await self.own.read(http, url, field=name)
+        return await self.urls.fetch(url, field=name)

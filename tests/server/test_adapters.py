@@ -251,6 +251,21 @@ def test_what_the_settings_give_is_there_at_the_start_and_stays(tmp_path: Path) 
     run(story)
 
 
+def test_what_was_put_and_is_left_out_at_the_start_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "misfit.safetensors").write_text("refuse")
+
+    async def story() -> None:
+        async with world(tmp_path) as here:
+            assert here.names() == {}
+            await here.engine.adapters.remove("misfit")
+            assert list(tmp_path.iterdir()) == []
+            assert here.engine._workers[0].supervisor.start_message.adapters == ()
+            with pytest.raises(NotFound, match="name is 'misfit'"):
+                await here.engine.adapters.remove("misfit")
+
+    run(story)
+
+
 def test_of_uploads_that_were_never_whole_nothing_is_left(tmp_path: Path) -> None:
     files = AdapterFiles(tmp_path / "adapters", {})
     files.clear_uploads()

@@ -7,20 +7,23 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from server.decoders import AT_ONCE, MAX_WAITING, Decoders
-from server.decoding import Decode, Decoded, Idle, Refused, Sent
+from server.decoding import Decode, Decoded, Idle, Refused, Sent, read_answer
 from server.errors import NotReady, Overloaded
-from server.protocol import frame
+from server.protocol import FRAME_HEADER, ProtocolError, frame
 from tests.server.decoder.pictures import bomb, file_of, gradient, png
 
+LIE = Decoded(width=256, height=256, pixels=b"", mask=None, blend=None)
 # A decoder in a few lines: it says that it has started, and reads a question.
 PRELUDE = f"""
 import os, socket, sys, time
 end = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
 IDLE = {frame(Idle())!r}
+LIE = {frame(LIE)!r}
 REFUSED = {frame(Refused(about="image", found="seen", allowed="another"))!r}
 end.sendall(IDLE)
 end.recv(1 << 16)
@@ -83,7 +86,13 @@ def test_a_picture_that_takes_more_memory_than_there_is_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["os._exit(1)", "end.sendall(b'\\0\\0\\0\\5nonse')", "end.sendall(b'\\xff' * 4)", "end.sendall(IDLE)"],
+    [
+        "os._exit(1)",
+        "end.sendall(b'\\0\\0\\0\\5nonse')",
+        "end.sendall(b'\\xff' * 4)",
+        "end.sendall(IDLE)",
+        "end.sendall(LIE)",
+    ],
 )
 def test_a_decoder_that_dies_or_talks_nonsense_is_replaced(script: str) -> None:
     async def story() -> None:
@@ -95,6 +104,33 @@ def test_a_decoder_that_dies_or_talks_nonsense_is_replaced(script: str) -> None:
         assert children() == before
 
     run(story)
+
+
+def decoded(width: int, height: int) -> Decoded:
+    area = width * height
+    return Decoded(width=width, height=height, pixels=bytes(3 * area), mask=bytes(area), blend=bytes(area))
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        *((decoded(*size), "{}x{}".format(*size)) for size in ((240, 256), (256, 264), (1552, 256))),
+        (decoded(-256, -256), "-256x-256"),
+        (msgspec.structs.replace(decoded(256, 272), pixels=b""), "0 bytes of pixels, not 208896"),
+        (msgspec.structs.replace(decoded(256, 272), mask=b"a"), "1 bytes of mask, not 69632"),
+        (msgspec.structs.replace(decoded(256, 272), blend=bytes(69633)), "69633 bytes of blend, not 69632"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_size_that_is_not_that_of_the_pixels_is_not_believed(answer: Decoded, found: str) -> None:
+    with pytest.raises(ProtocolError, match=found):
+        read_answer(frame(answer)[FRAME_HEADER.size :])
+
+
+@pytest.mark.parametrize("size", [(256, 272), (1536, 1536)])
+def test_a_size_that_can_be_made_is_believed(size: tuple[int, int]) -> None:
+    answer = decoded(*size)
+    assert read_answer(frame(answer)[FRAME_HEADER.size :]) == answer
 
 
 def test_a_decoder_that_died_between_two_pictures_is_not_asked() -> None:

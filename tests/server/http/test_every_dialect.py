@@ -115,6 +115,27 @@ def test_pictures_are_made_one_and_many(world: World, dialect: Dialect) -> None:
             assert (asked.num_images, asked.seed, asked.key) == (count, 7, "me")
 
 
+@pytest.mark.parametrize(
+    ("dialect", "mask", "image"),
+    [
+        (COG, "input.mask", "input.image"),
+        (REPLICATE, "input.mask", "input.image"),
+        (FAL_RUN, "mask_url", "image_url"),
+        (FAL_QUEUE, "mask_url", "image_url"),
+        (BFL, "mask", "image_prompt"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_mask_without_its_picture_is_refused(world: World, dialect: Dialect, mask: str, image: str) -> None:
+    body = dialect.body("a", 1)
+    body.get("input", body)[mask.removeprefix("input.")] = "data:image/png;base64,AAAA"
+    with world.client(dialect) as client:
+        answer = dialect.ask(client, "a", json=body)
+    assert answer.status_code == 422
+    said = f"{mask} is given without {image}; allowed: only with {image}"
+    assert said in dialect.complaint(answer)
+
+
 @every_dialect
 def test_failures_are_what_clients_take_them_for(world: World, dialect: Dialect) -> None:
     with world.client(dialect) as client:

@@ -400,7 +400,7 @@ def test_a_picture_is_where_an_app_starts(client: httpx.Client, engine: FakeEngi
     assert engine.last().source.strength == 0.6  # type: ignore[union-attr]
 
 
-def test_masks_and_sizes_count_with_a_picture_and_without_one_nothing_does(
+def test_masks_and_sizes_count_with_a_picture_and_without_one_a_strength_does_not(
     client: httpx.Client, engine: FakeEngine
 ) -> None:
     mask = Image.new("L", (512, 256))

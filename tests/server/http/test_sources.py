@@ -15,15 +15,20 @@ from server.app import Edge
 from server.caller import Caller
 from server.decoders import Decoders
 from server.decoding import Answer, Decode
+from server.errors import InvalidRequest, Overloaded
 from server.generation import MAX_SIDE, Source
 from server.http.auth import Door
 from server.http.exchange import SCOPE_KEY, ClientGone, Exchange
 from server.http.input_pictures import InputPicture
+from server.http.outputs import Outputs
 from server.http.own_files import OwnFiles
+from server.http.room import FREE_BYTES, Room
 from server.http.sources import Sources, Start
 from server.image_urls import ImageUrls
 from server.keys import KeysFile, create
+from server.picture_files import PictureFiles
 from server.quotas import Quotas
+from server.uploads import Uploads
 from tests.server.decoder.pictures import bomb, file_of, gradient
 from tests.server.engines import request, run
 from tests.server.http.fake_engine import FakeEngine, serving
@@ -297,6 +302,24 @@ def test_who_leaves_while_a_picture_is_decoded_waits_for_it_no_longer() -> None:
         with pytest.raises(ClientGone):
             await sources.begin(Request(scope, leave), request(), Start(image=InputPicture(PICTURE)))
         assert ended.is_set()
+
+    run(story)
+
+
+def test_a_url_that_is_refused_anyway_takes_no_room(tmp_path: Path) -> None:
+    async def story() -> None:
+        room = Room(0)
+        room.wait_s = 0.01
+        urls = ImageUrls(None, limit_bytes=FREE_BYTES + 1)
+        files = PictureFiles(tmp_path, lifetime_s=1)
+        own = OwnFiles(Outputs(files, public_url="https://pictures"), cast(Uploads, None))
+        exchange = Exchange("a", max_body_bytes=1, room=room, caller=Caller(None, Quotas()))
+        http = Request({"type": "http", SCOPE_KEY: exchange}, asyncio.Queue[dict[str, str]]().get)
+        sources = Sources(cast(Decoders, None), urls, own)
+        with pytest.raises(InvalidRequest, match="since --allow-image-urls is off"):
+            await sources.begin(http, request(), Start(image=InputPicture("https://elsewhere/cat.png")))
+        with pytest.raises(Overloaded):
+            await sources.begin(http, request(), Start(image=InputPicture("https://pictures/files/cat.png")))
 
     run(story)
 
