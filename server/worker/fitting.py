@@ -66,7 +66,11 @@ Row = tuple[tuple[float, ...], float]  # the terms of the formula for one timing
 
 
 def _fit_step(timed: Sequence[Timed]) -> tuple[float, tuple[float, ...]]:
-    """Return the floor and (row, pair, fixed): whichever split into floor and slope fits best."""
+    """Return the floor and (row, pair, fixed): whichever split into floor and slope fits best.
+
+    Rows are never free, or a step could have any number of them: where no timing of more rows is longer, by
+    noise or since the host's launches hide them, the largest step is taken to be nothing but rows.
+    """
     rows = sorted((_step_terms(each) for each in timed), key=lambda row: row[1])
     best: tuple[float, float, tuple[float, ...]] | None = None
     for on_floor in range(max(1, len(rows) - 2)):
@@ -76,7 +80,11 @@ def _fit_step(timed: Sequence[Timed]) -> tuple[float, tuple[float, ...]]:
         if best is None or error < best[0] * 0.9 - 1e-12:  # a floor has to earn its place
             best = error, floor_s, solution
     assert best is not None, "the range above is never empty"
-    return best[1:]
+    _, floor_s, (row_s, pair_s, fixed_s) = best
+    if row_s == pair_s == 0:
+        terms, seconds = max(rows)
+        return max(floor_s, fixed_s), (seconds / terms[0], 0.0, 0.0)
+    return floor_s, (row_s, pair_s, fixed_s)
 
 
 def _least_squares(rows: Sequence[Row]) -> tuple[float, ...]:

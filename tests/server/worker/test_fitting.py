@@ -84,6 +84,21 @@ def test_one_timing_of_each_kind_gives_costs_that_grow_with_the_picture() -> Non
     assert costs.decode_s(LARGE) == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize(("alone_s", "both_s"), [(0.05, 0.05), (0.06, 0.05), (0.2, 0.05)])
+def test_rows_cost_something_where_no_timing_shows_it(alone_s: float, both_s: float) -> None:
+    timed = [
+        Timed(StepKind.ENCODE, (SMALL,), 0.01),
+        Timed(StepKind.DENOISE, (SMALL,), alone_s),
+        Timed(StepKind.DENOISE, (SMALL, SMALL), both_s),
+        Timed(StepKind.DECODE, (SMALL,), 0.01),
+    ]
+    costs = Costs.of(fit(timed))
+    assert costs.bill(SMALL, steps=4).step_s == pytest.approx(both_s / 2)
+    assert costs.step_s((SMALL,)) >= both_s
+    assert 0 < costs.efficiency((SMALL,)) <= 1
+    assert costs.step_s((SMALL,) * 8) == pytest.approx(4 * both_s)
+
+
 def test_a_kind_that_was_never_timed_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing was timed of decode"):
         fit([timed for timed in timings(TABLE) if timed.kind is not StepKind.DECODE])
