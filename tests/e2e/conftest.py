@@ -15,6 +15,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import Browser
+
+from tests.e2e.browser import Visit, launched, visiting
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 60.0
@@ -107,6 +110,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     with running_server(folder, "--webhook-allow-networks", CALLABLE) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for the tests of a module."""
+    with launched() as made:
+        yield made
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """A page in it that remembers nothing, and on which nothing may go wrong."""
+    with visiting(browser) as made:
+        yield made
 
 
 def run_node(script: str, *arguments: str, **environment: str) -> str:

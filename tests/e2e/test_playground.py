@@ -5,16 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
-from tests.e2e.browser import Visit, drag, launched, needs_chromium, pixels, point, visiting
+from tests.e2e.browser import Visit, drag, needs_chromium, pixels, point
 from tests.e2e.conftest import Server
 from tests.server.http.fake_engine import wait_until
 
@@ -30,18 +29,6 @@ GIVE = """async name => {
     document.body.dispatchEvent(new kind(name, options));
 }"""
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as made:
-        yield made
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    with visiting(browser) as made:
-        yield made
 
 
 def test_a_prompt_becomes_pictures_that_are_seen_coming(server: Server, visit: Visit) -> None:

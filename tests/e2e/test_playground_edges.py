@@ -10,24 +10,12 @@ from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
 from server.app import Edge
 from server.http.auth import Door
 from server.keys import KeysFile, create
-from tests.e2e.browser import Visit, launched, needs_chromium, visiting
+from tests.e2e.browser import Visit, needs_chromium
 from tests.server.http.fake_engine import FakeEngine, serving
 from tests.server.models import MODEL
 
 PHONE = ViewportSize(width=390, height=844)
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as made:
-        yield made
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    with visiting(browser) as made:
-        yield made
 
 
 @pytest.fixture

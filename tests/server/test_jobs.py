@@ -3,91 +3,22 @@
 import asyncio
 import os
 import re
-import sys
 import threading
 import time
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from server.addresses import Addresses
-from server.engine import Engine
 from server.errors import NotFound, Overloaded, RateLimited
-from server.expiry import Expiry
-from server.generation import GenerationRequest, Image, Source, Timings
-from server.job import Job, JobKey, JobState, StoredImage, new_job_id
-from server.job_store import JobStore
-from server.jobs import Jobs
+from server.generation import Image, Timings
+from server.job import JobState, StoredImage
 from server.keys import Key
-from server.metrics import Metrics
 from server.picture_files import PictureFiles
 from server.quotas import Quotas
-from server.signatures import Signatures
-from server.source_files import SourceFiles
-from server.uploads import Uploads
-from server.webhooks import Webhooks
-from tests.server.engines import engine_on, request
-
-
-def job(prompt: str = "a", *, owner: str = "", deadline_s: float | None = None, **changes: Any) -> Job:
-    name = new_job_id()
-    return Job(
-        key=JobKey("replicate", owner, name),
-        request=request(prompt, id=name, **changes),
-        seeded=False,
-        input={"prompt": prompt},
-        deadline_s=deadline_s,
-    )
-
-
-def files_in(folder: Path) -> PictureFiles:
-    return PictureFiles(folder / "files", lifetime_s=60)
-
-
-@asynccontextmanager
-async def jobs_on(
-    engine: Engine,
-    folder: Path,
-    *,
-    lifetime_s: float = 60.0,
-    limit_bytes: int = 1 << 20,
-    max_unfinished: int = 100,
-    quotas: Quotas | None = None,
-) -> AsyncIterator[Jobs]:
-    metrics = Metrics()
-    store = JobStore(folder / "jobs.sqlite")
-    store.open()
-    jobs = Jobs(
-        engine,
-        store,
-        files_in(folder),
-        SourceFiles(folder / "sources", limit_bytes=limit_bytes),
-        Webhooks(store, {}, Signatures.of(store), Addresses(), metrics=metrics),
-        Expiry(
-            store,
-            files_in(folder),
-            Uploads(folder / "uploads", lifetime_s=lifetime_s, limit_bytes=limit_bytes),
-            lifetime_s=lifetime_s,
-            limit_bytes=limit_bytes,
-        ),
-        metrics=metrics,
-        quotas=quotas or Quotas(),
-        max_unfinished=max_unfinished,
-    )
-    await jobs.start()
-    try:
-        yield jobs
-    finally:
-        await jobs.stop()
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(story(), 60))  # type: ignore[arg-type]
+from tests.server.engines import engine_on
+from tests.server.job_worlds import files_in, job, jobs_on, run
 
 
 def test_a_job_goes_through_its_states_and_keeps_its_pictures(tmp_path: Path) -> None:
@@ -216,91 +147,6 @@ def test_jobs_that_were_in_hand_at_the_end_run_after_the_restart(tmp_path: Path)
             done = [await jobs.wait(each.key, 20) for each in left]
             assert [each.state for each in done] == [JobState.SUCCEEDED] * 2
             assert [image.seed for each in done for image in each.images] == [1, 2]
-
-    run(story)
-
-
-def test_what_a_job_starts_from_is_there_after_the_restart_and_gone_with_the_job(tmp_path: Path) -> None:
-    source = Source(pixels=os.urandom(256 * 256 * 3), strength=0.5, mask=b"m" * 256 * 256)
-
-    def sources() -> list[str]:
-        return [each.name for each in (tmp_path / "sources").iterdir()]
-
-    async def story() -> None:
-        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
-            left = await jobs.submit(job("sleep 0.5", source=source))
-            assert (left.request.source, left.source is not None) == (None, True)
-            assert len(msgspec.json.encode(left)) < 2000, "it is not written again with every state"
-            await engine.stop(0)
-        assert len(sources()) == 1
-        (tmp_path / "sources" / "left-by-a-killed-process").write_bytes(b"")
-        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
-            assert len(sources()) == 1
-            done = await jobs.wait(left.key, 20)
-            assert done.state is JobState.SUCCEEDED
-            picture = files_in(tmp_path).read(done.images[0].name)
-            assert picture is not None
-            assert picture.data.endswith(f" from {zlib.crc32(source.pixels)}".encode())
-            while sources():
-                await asyncio.sleep(0.01)
-
-    run(story)
-
-
-def test_what_waiting_jobs_start_from_is_bounded(tmp_path: Path) -> None:
-    source = Source(pixels=os.urandom(256 * 256 * 3), strength=0.5)
-
-    async def story() -> None:
-        async with engine_on() as engine, jobs_on(engine, tmp_path, limit_bytes=100_000) as jobs:
-            first = await jobs.submit(job("sleep 60", source=source))
-            with pytest.raises(Overloaded, match="pictures wait to be worked on"):
-                await jobs.submit(job("sleep 60", source=source))
-            assert len(list((tmp_path / "sources").iterdir())) == 1
-            await jobs.cancel(first.key)
-            last = await jobs.submit(job(source=source))
-            assert (await jobs.wait(last.key, 20)).state is JobState.SUCCEEDED
-
-    run(story)
-
-
-def test_a_job_that_waits_for_room_leaves_its_source_on_the_disk(tmp_path: Path) -> None:
-    read: list[bytes] = []
-
-    async def story() -> None:
-        loaded = tmp_path / "loaded"
-        async with (
-            engine_on(f"after {loaded}", ready=False, max_backlog_s=0.02) as engine,
-            jobs_on(engine, tmp_path) as jobs,
-        ):
-            request_of = jobs._sources.request_of
-
-            async def noted(job: Job) -> GenerationRequest:
-                request = await request_of(job)
-                if request.source is not None:
-                    read.append(request.source.pixels)
-                return request
-
-            await jobs.submit(job("sleep 30"))
-            await jobs.submit(job(source=Source(pixels=os.urandom(256 * 256 * 3), strength=0.5)))
-            jobs._sources.request_of = noted  # type: ignore[method-assign]
-            loaded.touch()
-            async with asyncio.timeout(10):
-                while not read or sys.getrefcount(read[-1]) > 2:  # of the list and of the call
-                    await asyncio.sleep(0.01)
-
-    run(story)
-
-
-def test_a_source_that_is_lost_fails_its_job_alone(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
-            left = await jobs.submit(job("sleep 0.5", source=Source(pixels=b"abc", strength=0.5)))
-            await engine.stop(0)
-        (only,) = (tmp_path / "sources").iterdir()
-        only.write_bytes(b"nonsense")
-        async with engine_on() as engine, jobs_on(engine, tmp_path) as jobs:
-            assert (await jobs.wait(left.key, 20)).state is JobState.FAILED
-            assert (await jobs.wait((await jobs.submit(job())).key, 20)).state is JobState.SUCCEEDED
 
     run(story)
 
