@@ -24,29 +24,12 @@ from server.job_store import Delivery
 from server.picture_files import PictureFiles
 from tests.server.decoder.pictures import file_of, gradient
 from tests.server.http.fake_engine import PREVIEW, FakeEngine, serving, wait_until
-
-APP = "fal-ai/flux/schnell"
-RUN = f"/fal/run/{APP}"
-SUBMIT = f"/fal/queue/{APP}"
-PROXY = "/api/fal/proxy"
-SMALL = {"prompt": "a cat", "image_size": {"width": 256, "height": 272}, "seed": 5}
+from tests.server.http.fal_requests import APP, RUN, SMALL, SUBMIT, finished
 
 
 def picture(address: str) -> Image.Image:
     """The picture of a `data:` address."""
     return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
-
-
-def finished(client: httpx.Client, submitted: dict[str, Any]) -> dict[str, Any]:
-    """Ask until a request is completed."""
-    status: dict[str, Any] = {}
-
-    def is_completed() -> bool:
-        status.update(client.get(submitted["status_url"], params={"logs": "1"}).json())
-        return bool(status["status"] == "COMPLETED")
-
-    wait_until(is_completed)
-    return status
 
 
 def test_a_run_gives_the_output_itself(client: httpx.Client, engine: FakeEngine) -> None:
@@ -302,52 +285,6 @@ def test_pictures_are_given_by_url_where_the_server_is_set_so() -> None:
         with pytest.raises(httpx.ReadTimeout):
             client.post(RUN, json={"prompt": "wait"}, timeout=0.3)
         wait_until(lambda: bool(engine.cancelled))
-
-
-def test_the_proxy_answers_as_the_address_in_its_header(client: httpx.Client) -> None:
-    def target(address: str) -> dict[str, str]:
-        return {"x-fal-target-url": address}
-
-    ran = client.post(PROXY, json=SMALL, headers=target(f"https://fal.run/{APP}"))
-    assert ran.json()["images"] == client.post(RUN, json=SMALL).json()["images"]
-    submitted = client.post(PROXY, json=SMALL, headers=target(f"https://queue.fal.run/{APP}")).json()
-    finished(client, submitted)
-    address = f"https://queue.fal.run/fal-ai/flux/requests/{submitted['request_id']}"
-    status = client.get(PROXY, headers=target(f"{address}/status?logs=1"))
-    assert [each["message"] for each in status.json()["logs"]] == ["Using seed: 5"]
-    result = client.get(PROXY, headers=target(address))
-    assert result.json()["seed"] == 5
-    assert result.headers["x-fal-request-id"] == submitted["request_id"]
-    assert client.put(PROXY, headers=target(f"{address}/cancel")).status_code == 400
-    assert client.get(PROXY, headers=target("https://fal.run/nothing")).status_code == 404
-    assert client.post(PROXY, json=SMALL, headers=target(f"https://fal.run/{APP}/")).status_code == 404
-    assert client.get(PROXY, headers=target(f"https://fal.run/{APP}")).status_code == 405
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        None,
-        "",
-        "nonsense",
-        "https://example.com/fal-ai/flux/schnell",
-        "https://rest.fal.ai/storage/upload/initiate",
-        "https://fal.run.example.com/fal-ai/flux/schnell",
-        "https://fal.run@example.com/fal-ai/flux/schnell",
-        "https://fal.run:8000/fal-ai/flux/schnell",
-        "http://fal.run/fal-ai/flux/schnell",
-        "https://[fal.run/fal-ai/flux/schnell",
-    ],
-)
-def test_the_proxy_goes_nowhere_else(client: httpx.Client, target: str | None) -> None:
-    answer = client.post(PROXY, json=SMALL, headers={} if target is None else {"x-fal-target-url": target})
-    assert (answer.status_code, answer.json()["error_type"]) == (400, "bad_request")
-
-
-def test_the_proxy_reaches_nothing_but_this_dialect(client: httpx.Client) -> None:
-    for path in ("/../../metrics", "/../run/../../livez", "//livez"):
-        answer = client.get(PROXY, headers={"x-fal-target-url": f"https://fal.run{path}"})
-        assert answer.status_code in (404, 405), path  # dots are the name of an app, as everything is
 
 
 def test_the_route_that_is_asked_ten_times_a_second_is_not_logged_each_time(client: httpx.Client) -> None:
