@@ -159,6 +159,7 @@ export class Composer {
       event.preventDefault();
       this.submit();
     });
+    /** @type {HTMLButtonElement} */ (byId("generate")).disabled = false; // before, the browser would send the form
     document.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
         event.preventDefault();
